@@ -1,0 +1,261 @@
+//! Consuming as a member of a group: the partitions of the subscribed topics are shared among the members, and what is done is
+//! committed.
+//!
+//! A [`GroupMember`] is a handle; its engine polls in a thread or task of its own, so a slow handler never makes the group
+//! believe that the member is gone. Rebalances are cooperative: only partitions that move are revoked, and they move when the
+//! member has released them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Batch, Error, NextOffset, Result, StartAt, TopicPartition, embedded, kafka};
+
+/// How a member takes part in a group.
+#[derive(Clone, Debug)]
+pub struct GroupSettings {
+    /// The group.
+    pub group: String,
+    /// The topics it subscribes.
+    pub topics: Vec<String>,
+    /// Where a partition starts that has no committed offset, and one whose committed offset is no longer kept. Default
+    /// [`StartAt::Start`]: nothing is skipped. Only `Start` and `End` are allowed.
+    pub start_at: StartAt,
+    /// After it a member that cannot be heard loses its partitions (`session.timeout.ms`). Default 10 s.
+    pub session_timeout: Duration,
+    /// How long a revoked partition waits for [`GroupMember::release`] before it is taken. Default 30 s.
+    pub release_timeout: Duration,
+}
+
+impl GroupSettings {
+    /// Membership of `group` for `topics`, everything else at its default.
+    pub fn new(group: impl Into<String>, topics: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            group: group.into(),
+            topics: topics.into_iter().map(Into::into).collect(),
+            start_at: StartAt::Start,
+            session_timeout: Duration::from_secs(10),
+            release_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What a group has committed for a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommittedOffset {
+    /// Where the group goes on.
+    pub next_offset: NextOffset,
+    /// What the committing member noted beside it; empty when nothing.
+    pub metadata: String,
+}
+
+/// Something happened to the member.
+#[derive(Debug)]
+pub enum GroupEvent {
+    /// These partitions are the member's from now on; records of them follow, from the offset given.
+    Assigned(Vec<(TopicPartition, NextOffset)>),
+    /// These partitions go to another member, which waits until [`GroupMember::release`] is called with them. No more records
+    /// of them are returned; committing what is done is still possible until then.
+    Revoked(Vec<TopicPartition>),
+    /// These partitions have been taken already: nothing can be committed for them.
+    Lost(Vec<TopicPartition>),
+    /// Records of a partition of the member's.
+    Records(Batch),
+}
+
+/// Who the member is in its group's present generation, as a transaction needs it to commit offsets for it.
+#[derive(Clone, Debug)]
+pub struct GroupMetadata {
+    pub(super) engine: GroupMetadataEngine,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum GroupMetadataEngine {
+    Embedded(embedded::EmbeddedGroupMetadata),
+    Kafka(kafka::KafkaGroupMetadata),
+}
+
+/// A member of a consumer group. Dropping it leaves the group; what was not committed is consumed again by another.
+#[derive(Debug)]
+pub struct GroupMember {
+    group: String,
+    commands: mpsc::Sender<GroupCommand>,
+    events: mpsc::Receiver<Result<MemberEvent>>,
+    /// The last seek of each partition in its present assignment, so that what was read before it is dropped.
+    seeks: HashMap<TopicPartition, u64>,
+}
+
+/// What an engine tells its member.
+#[derive(Debug)]
+pub(super) enum MemberEvent {
+    Assigned(Vec<(TopicPartition, NextOffset)>),
+    Revoked(Vec<TopicPartition>),
+    Lost(Vec<TopicPartition>),
+    /// `seek` is the number of the last `GroupCommand::Seek` of the partition since its assignment, 0 before the first.
+    Records {
+        seek: u64,
+        batch: Batch,
+    },
+}
+
+/// What a member asks of its engine.
+#[derive(Debug)]
+pub(super) enum GroupCommand {
+    Release {
+        partitions: Vec<TopicPartition>,
+    },
+    Commit {
+        offsets: Vec<(TopicPartition, CommittedOffset)>,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    Committed {
+        partitions: Vec<TopicPartition>,
+        reply: oneshot::Sender<Result<Vec<Option<CommittedOffset>>>>,
+    },
+    Seek {
+        partition: TopicPartition,
+        to: NextOffset,
+        seek: u64,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    Pause {
+        partitions: Vec<TopicPartition>,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    Resume {
+        partitions: Vec<TopicPartition>,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    Metadata {
+        reply: oneshot::Sender<Result<GroupMetadata>>,
+    },
+}
+
+impl GroupMember {
+    pub(super) fn new(
+        group: String,
+        commands: mpsc::Sender<GroupCommand>,
+        events: mpsc::Receiver<Result<MemberEvent>>,
+    ) -> Self {
+        Self {
+            group,
+            commands,
+            events,
+            seeks: HashMap::new(),
+        }
+    }
+
+    /// The group.
+    pub fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// The next event; waits until there is one. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while the log cannot be reached (the member goes on trying: call again),
+    /// [`Error::Unauthorized`], [`Error::Closed`] when the log has ended.
+    pub async fn next(&mut self) -> Result<GroupEvent> {
+        loop {
+            match self.events.recv().await.ok_or(Error::Closed)?? {
+                MemberEvent::Assigned(partitions) => return Ok(GroupEvent::Assigned(partitions)),
+                MemberEvent::Revoked(partitions) => {
+                    self.seeks.retain(|partition, _| !partitions.contains(partition));
+                    return Ok(GroupEvent::Revoked(partitions));
+                }
+                MemberEvent::Lost(partitions) => {
+                    self.seeks.retain(|partition, _| !partitions.contains(partition));
+                    return Ok(GroupEvent::Lost(partitions));
+                }
+                MemberEvent::Records { seek, batch } => {
+                    if seek == self.seeks.get(&batch.partition).copied().unwrap_or(0) {
+                        return Ok(GroupEvent::Records(batch));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets go of revoked partitions, after what is done was committed.
+    pub async fn release(&self, partitions: Vec<TopicPartition>) -> Result<()> {
+        self.commands
+            .send(GroupCommand::Release { partitions })
+            .await
+            .map_err(|_| Error::Closed)
+    }
+
+    /// Commits where the group goes on, and returns when that is acknowledged.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMember`] when one of the partitions is no longer the member's: nothing of the call is committed.
+    pub async fn commit(&self, offsets: Vec<(TopicPartition, CommittedOffset)>) -> Result<()> {
+        self.ask(|reply| GroupCommand::Commit { offsets, reply }).await
+    }
+
+    /// What the group has committed for each of the partitions, in their order; `None` where it has committed nothing.
+    pub async fn committed(&self, partitions: Vec<TopicPartition>) -> Result<Vec<Option<CommittedOffset>>> {
+        self.ask(|reply| GroupCommand::Committed { partitions, reply }).await
+    }
+
+    /// Goes on from another offset of a partition of the member's. Records from before the seek are no longer returned once
+    /// it is answered.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMember`] when the partition is not the member's.
+    pub async fn seek(&mut self, partition: TopicPartition, to: NextOffset) -> Result<()> {
+        let seek = self.seeks.get(&partition).copied().unwrap_or(0) + 1;
+        self.seeks.insert(partition.clone(), seek);
+        self.ask(|reply| GroupCommand::Seek {
+            partition,
+            to,
+            seek,
+            reply,
+        })
+        .await
+    }
+
+    /// Stops returning records of partitions until they are resumed or assigned anew. Batches read before the pause was
+    /// answered can still be returned by [`GroupMember::next`].
+    pub async fn pause(&self, partitions: Vec<TopicPartition>) -> Result<()> {
+        self.ask(|reply| GroupCommand::Pause { partitions, reply }).await
+    }
+
+    /// Returns records of paused partitions again, from where they stopped.
+    pub async fn resume(&self, partitions: Vec<TopicPartition>) -> Result<()> {
+        self.ask(|reply| GroupCommand::Resume { partitions, reply }).await
+    }
+
+    /// Who the member is now, for [`super::Transaction::send_offsets`]. Take it anew after each rebalance.
+    pub async fn metadata(&self) -> Result<GroupMetadata> {
+        self.ask(|reply| GroupCommand::Metadata { reply }).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> GroupCommand) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
+    }
+}
+
+/// A group as seen from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupDescription {
+    /// The group.
+    pub group: String,
+    /// Its members now.
+    pub members: usize,
+    /// The partitions for which it has committed offsets.
+    pub partitions: Vec<PartitionLag>,
+}
+
+/// How far a group is behind in one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionLag {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Where the group goes on.
+    pub committed: NextOffset,
+    /// The end of the partition.
+    pub end: i64,
+}

@@ -1,0 +1,102 @@
+//! Appending without transactions. A [`Producer`] hands records to its engine in order; each answers through a [`Delivery`].
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::{Error, ProducerRecord, Result, TopicPartition, embedded, kafka};
+
+/// Whose acknowledgement an append waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acks {
+    /// Nobody's: the append succeeds when the record is handed over, and may be lost.
+    None,
+    /// The partition leader's.
+    Leader,
+    /// All in-sync replicas' (embedded: on disk). With it the producer is idempotent.
+    #[default]
+    All,
+}
+
+/// How a [`Producer`] behaves.
+#[derive(Clone, Debug)]
+pub struct ProducerSettings {
+    /// Default [`Acks::All`].
+    pub acks: Acks,
+    /// How long a record may wait for others to share its batch. Default 0. The embedded engine always commits all that waits.
+    pub linger: Duration,
+    /// Within it a record is acknowledged or fails with [`Error::Timeout`]. Default 30 s.
+    pub delivery_timeout: Duration,
+}
+
+impl Default for ProducerSettings {
+    fn default() -> Self {
+        Self {
+            acks: Acks::All,
+            linger: Duration::ZERO,
+            delivery_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Where a record was appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// The offset; -1 with [`Acks::None`], where it is not known.
+    pub offset: i64,
+}
+
+/// The answer to one append, to be awaited. Dropping it does not take the record back.
+#[derive(Debug)]
+pub struct Delivery(pub(crate) oneshot::Receiver<Result<Appended>>);
+
+impl Future for Delivery {
+    type Output = Result<Appended>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // The sender is dropped unanswered only when the engine ends with the record still in its queue.
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|answer| answer.unwrap_or(Err(Error::Closed)))
+    }
+}
+
+/// Appends records. Clones share one queue, in which records keep the order of their [`Producer::send`] calls.
+#[derive(Clone, Debug)]
+pub struct Producer {
+    pub(super) engine: ProducerEngine,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum ProducerEngine {
+    Embedded(embedded::EmbeddedProducer),
+    Kafka(kafka::KafkaProducer),
+}
+
+impl Producer {
+    /// Hands a record over, waiting only while the producer's queue is full, and returns its delivery.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopic`], [`Error::RecordTooLarge`], [`Error::Timeout`] when the queue stays full for the delivery
+    /// timeout. The first two may also come from the delivery.
+    pub async fn send(&self, record: ProducerRecord) -> Result<Delivery> {
+        match &self.engine {
+            ProducerEngine::Embedded(producer) => producer.send(record).await,
+            ProducerEngine::Kafka(producer) => producer.send(record).await,
+        }
+    }
+
+    /// Appends a record and waits for its acknowledgement.
+    ///
+    /// # Errors
+    /// Those of [`Producer::send`] and of the delivery: [`Error::Timeout`] or [`Error::Unavailable`] mean that the record may
+    /// still have been written.
+    pub async fn append(&self, record: ProducerRecord) -> Result<Appended> {
+        self.send(record).await?.await
+    }
+}

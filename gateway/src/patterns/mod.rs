@@ -1,0 +1,1 @@
+//! The patterns that make event-driven services right, on either engine of [`crate::log`].
