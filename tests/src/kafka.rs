@@ -1,0 +1,414 @@
+//! A real Kafka for the tests: the one of `KAFKA_BROKERS`, else Apache Kafka from its published jars on this machine's Java.
+//!
+//! [`brokers`] is what most tests need: one broker, shared by all tests of a process. [`KafkaNode::start`] and
+//! [`KafkaCluster::start`] make brokers of one's own, to be killed, paused and restarted. Ports are free ones, data lies in a
+//! temporary folder, and a watchdog process ends a broker whose test process is gone, however that ended.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use tempfile::TempDir;
+
+/// The variable that names the brokers to use instead of starting one.
+pub const BROKERS_VARIABLE: &str = "KAFKA_BROKERS";
+
+/// A broker that does not answer by then has failed to start.
+const START_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Starts Java in the background, says its process id, and ends it when the pipe from the test process closes. With `keep` as
+/// the last word the data stays for a restart.
+const WATCHDOG: &str = r#"
+data=$1; log=$2; shift 2
+"$@" >>"$log" 2>&1 </dev/null &
+java=$!
+echo $java
+read -r last
+kill -9 $java 2>/dev/null
+wait $java 2>/dev/null
+[ "$last" = keep ] || rm -rf "$data"
+"#;
+
+/// The brokers for this test run, as `bootstrap.servers`. The first call starts one unless `KAFKA_BROKERS` names them; it
+/// ends with the process.
+///
+/// # Panics
+/// If there is none and none can be started.
+pub fn brokers() -> String {
+    static SHARED: OnceLock<KafkaNode> = OnceLock::new();
+    match std::env::var(BROKERS_VARIABLE) {
+        Ok(brokers) => brokers,
+        Err(_) => SHARED.get_or_init(KafkaNode::start).brokers().to_owned(),
+    }
+}
+
+/// One node, broker and controller in one. Ends, and its data goes, when dropped.
+#[derive(Debug)]
+pub struct KafkaNode {
+    brokers: String,
+    data_dir: TempDir,
+    /// None while it is killed.
+    process: Mutex<Option<NodeProcess>>,
+}
+
+#[derive(Debug)]
+struct NodeProcess {
+    watchdog: Child,
+    /// Closing it ends the node.
+    leash: ChildStdin,
+    java_pid: libc::pid_t,
+}
+
+impl KafkaNode {
+    /// Starts a broker of its own and returns when it answers.
+    ///
+    /// # Panics
+    /// If it cannot be started; the message says why.
+    pub fn start() -> Self {
+        let [broker_port, controller_port] = free_ports();
+        let voters = format!("1@127.0.0.1:{controller_port}");
+        let node = Self::make(1, broker_port, controller_port, &voters, 1);
+        wait_for_brokers(node.brokers(), 1);
+        node
+    }
+
+    fn make(id: usize, broker_port: u16, controller_port: u16, voters: &str, nodes: usize) -> Self {
+        let data_dir = tempfile::Builder::new()
+            .prefix("barnabas-kafka-")
+            .tempdir()
+            .expect("a temporary folder for Kafka's data");
+        fs::write(
+            data_dir.path().join("server.properties"),
+            properties(data_dir.path(), id, broker_port, controller_port, voters, nodes),
+        )
+        .expect("Kafka's properties are written");
+        let node = Self {
+            brokers: format!("127.0.0.1:{broker_port}"),
+            data_dir,
+            process: Mutex::new(None),
+        };
+        node.format();
+        node.restart_unchecked();
+        node
+    }
+
+    /// Its address, as `bootstrap.servers`.
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// Kills it as a power cut would (SIGKILL). Its data stays for [`KafkaNode::restart`].
+    pub fn kill(&self) {
+        if let Some(process) = self.lock().take() {
+            process.end(b"keep\n");
+        }
+    }
+
+    /// Starts it again after [`KafkaNode::kill`], on the same port with the same data, and returns when it answers.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart(&self) {
+        self.restart_unchecked();
+        wait_for_brokers(&self.brokers, 1);
+    }
+
+    /// Stops it without ending it (SIGSTOP): connections stay open and nothing answers.
+    pub fn pause(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Lets it go on after [`KafkaNode::pause`].
+    pub fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        let process = self.lock();
+        let pid = process.as_ref().expect("the node runs").java_pid;
+        // SAFETY: kill takes no memory. The pid is that of our own child: the watchdog has not reaped it, since it waits for
+        // the leash first, so the number cannot have passed to another process.
+        let sent = unsafe { libc::kill(pid, signal) };
+        assert_eq!(sent, 0, "signal {signal} to Kafka: {}", io::Error::last_os_error());
+    }
+
+    fn restart_unchecked(&self) {
+        let mut process = self.lock();
+        assert!(process.is_none(), "the node already runs");
+        let mut watchdog = Command::new("sh")
+            .args(["-c", WATCHDOG, "kafka-watchdog"])
+            .args([self.data_dir.path(), &self.log_file()])
+            .arg(java())
+            .args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .arg("-cp")
+            .arg(class_path())
+            .arg("kafka.Kafka")
+            .arg(self.data_dir.path().join("server.properties"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh starts");
+        let leash = watchdog.stdin.take().expect("its stdin is piped");
+        let mut line = String::new();
+        BufReader::new(watchdog.stdout.take().expect("its stdout is piped"))
+            .read_line(&mut line)
+            .expect("the watchdog says Kafka's process id");
+        *process = Some(NodeProcess {
+            watchdog,
+            leash,
+            java_pid: line.trim().parse().expect("a process id"),
+        });
+    }
+
+    fn format(&self) {
+        let output = Command::new(java())
+            .args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .arg("-cp")
+            .arg(class_path())
+            // A fixed cluster id: the nodes of a cluster must agree, and two clusters never meet.
+            .args([
+                "kafka.tools.StorageTool",
+                "format",
+                "-t",
+                "QmFybmFiYXNUZXN0cyEhIQ",
+                "-c",
+            ])
+            .arg(self.data_dir.path().join("server.properties"))
+            .output()
+            .expect("Java starts");
+        assert!(
+            output.status.success(),
+            "Kafka's storage cannot be formatted: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    /// What the broker wrote to its standard output and error.
+    pub fn log_file(&self) -> PathBuf {
+        self.data_dir.path().join("server.log")
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<NodeProcess>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for KafkaNode {
+    fn drop(&mut self) {
+        if let Some(process) = self.lock().take() {
+            process.end(b"");
+        }
+    }
+}
+
+impl NodeProcess {
+    fn end(mut self, last_word: &[u8]) {
+        // A watchdog that is gone has ended its node already: what cannot be written does not matter.
+        let _ = self.leash.write_all(last_word);
+        drop(self.leash);
+        self.watchdog.wait().expect("the watchdog can be waited for");
+    }
+}
+
+/// Three nodes, replication 3, `min.insync.replicas` 2.
+#[derive(Debug)]
+pub struct KafkaCluster {
+    /// The nodes. Each can be killed, paused and restarted.
+    pub nodes: Vec<KafkaNode>,
+}
+
+impl KafkaCluster {
+    /// Starts three nodes and returns when each knows of the others.
+    ///
+    /// # Panics
+    /// If one cannot be started.
+    pub fn start() -> Self {
+        let ports: [u16; 6] = free_ports();
+        let voters: Vec<String> = (0..3)
+            .map(|i| format!("{}@127.0.0.1:{}", i + 1, ports[3 + i]))
+            .collect();
+        let voters = voters.join(",");
+        let nodes = (0..3)
+            .map(|i| KafkaNode::make(i + 1, ports[i], ports[3 + i], &voters, 3))
+            .collect();
+        let cluster = Self { nodes };
+        for node in &cluster.nodes {
+            wait_for_brokers(node.brokers(), 3);
+        }
+        cluster
+    }
+
+    /// The addresses, as `bootstrap.servers`.
+    pub fn brokers(&self) -> String {
+        let brokers: Vec<&str> = self.nodes.iter().map(KafkaNode::brokers).collect();
+        brokers.join(",")
+    }
+}
+
+fn properties(
+    data_dir: &Path,
+    id: usize,
+    broker_port: u16,
+    controller_port: u16,
+    voters: &str,
+    nodes: usize,
+) -> String {
+    let replication = nodes;
+    let min_in_sync = if nodes > 1 { 2 } else { 1 };
+    let log_dir = data_dir.join("log");
+    let log_dir = log_dir.display();
+    format!(
+        "process.roles=broker,controller
+node.id={id}
+controller.quorum.voters={voters}
+listeners=PLAINTEXT://127.0.0.1:{broker_port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{broker_port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={log_dir}
+default.replication.factor={replication}
+min.insync.replicas={min_in_sync}
+offsets.topic.replication.factor={replication}
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor={replication}
+transaction.state.log.min.isr={min_in_sync}
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor={replication}
+share.coordinator.state.topic.min.isr={min_in_sync}
+auto.create.topics.enable=false
+group.initial.rebalance.delay.ms=0
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+log.initial.task.delay.ms=500
+log.retention.check.interval.ms=500
+log.cleaner.backoff.ms=200
+log.cleaner.min.cleanable.ratio=0.01
+log.cleaner.dedupe.buffer.size=16777216
+log.segment.delete.delay.ms=500
+"
+    )
+}
+
+/// Free ports below the range from which the system takes those of outgoing connections, so that a broker that is down for a
+/// while finds its own free again.
+fn free_ports<const N: usize>() -> [u16; N] {
+    // Held together until all are found, so that they differ.
+    let listeners: [TcpListener; N] = std::array::from_fn(|_| {
+        loop {
+            let port = rand::rng().random_range(20_000..32_000);
+            if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+                break listener;
+            }
+        }
+    });
+    listeners.map(|listener| listener.local_addr().expect("a bound port").port())
+}
+
+fn wait_for_brokers(brokers: &str, count: usize) {
+    let client: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg)
+        .create()
+        .expect("a Kafka client");
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        let known = client
+            .fetch_metadata(None, Duration::from_secs(1))
+            .map(|metadata| metadata.brokers().len());
+        match known {
+            Ok(known) if known >= count => return,
+            known => assert!(
+                Instant::now() < deadline,
+                "Kafka at {brokers} does not answer after {START_TIMEOUT:?}: {known:?}"
+            ),
+        }
+    }
+}
+
+fn java() -> PathBuf {
+    match std::env::var_os("JAVA_HOME") {
+        Some(home) => Path::new(&home).join("bin/java"),
+        None => PathBuf::from("java"),
+    }
+}
+
+/// The jars of Kafka, fetched once into the build folder.
+fn class_path() -> String {
+    static JARS: OnceLock<PathBuf> = OnceLock::new();
+    format!("{}/*", JARS.get_or_init(fetch_jars).display())
+}
+
+fn fetch_jars() -> PathBuf {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("kafka");
+    let target = target_dir();
+    let jars = target.join("kafka-4.1.1");
+    // Test processes that come together wait here for the first one's fetch.
+    let lock = File::create(target.join("kafka-4.1.1.lock")).expect("the build folder can be written");
+    lock.lock().expect("the build folder can be locked");
+    if jars.exists() {
+        return jars;
+    }
+    eprintln!("fetching Apache Kafka 4.1.1 by Maven into {}", jars.display());
+    let fetched = tempfile::tempdir_in(&target).expect("the build folder can be written");
+    let output = Command::new("mvn")
+        .args(["--batch-mode", "--quiet", "--file"])
+        .arg(project.join("pom.xml"))
+        .arg("dependency:copy-dependencies")
+        .arg(format!("-DoutputDirectory={}", fetched.path().display()))
+        .output()
+        .expect("Maven (mvn) is needed to fetch Apache Kafka; or set KAFKA_BROKERS to a running one");
+    assert!(
+        output.status.success(),
+        "Maven cannot fetch Apache Kafka: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    fs::rename(fetched.keep(), &jars).expect("the jars move within the build folder");
+    jars
+}
+
+/// Cargo's build folder: the one above the running test that Cargo has marked.
+fn target_dir() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of the running test");
+    test.ancestors()
+        .find(|folder| folder.join("CACHEDIR.TAG").exists())
+        .expect("a test runs from Cargo's build folder")
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(brokers: &str) -> bool {
+        let client: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg)
+            .create()
+            .expect("a Kafka client");
+        client.fetch_metadata(None, Duration::from_secs(1)).is_ok()
+    }
+
+    #[test]
+    fn a_node_can_be_paused_killed_and_restarted_and_leaves_nothing_behind() {
+        let node = KafkaNode::start();
+        let brokers = node.brokers().to_owned();
+        let data = node.data_dir.path().to_owned();
+        node.pause();
+        assert!(!answers(&brokers));
+        node.resume();
+        wait_for_brokers(&brokers, 1);
+        node.kill();
+        assert!(!answers(&brokers));
+        node.restart();
+        assert!(answers(&brokers));
+        drop(node);
+        assert!(!answers(&brokers) && !data.exists());
+    }
+}
