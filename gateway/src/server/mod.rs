@@ -1,3 +1,149 @@
 //! The gateway: accepts jobs and events over HTTP, and pushes what happens to browsers by channel.
+//!
+//! [`Server::start`] makes the topics, warms the producers and listens; [`Server::serve`] answers until it is told to stop.
+//! Every handler reaches everything through [`App`].
 
+mod assets;
+pub mod config;
+mod error;
 pub mod event;
+mod health;
+mod http;
+mod origin;
+
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::log::{self, Log, Producer, ProducerSettings};
+pub use config::{Config, ConfigError};
+pub use error::Error;
+pub(crate) use http::ConnectionPermit;
+
+/// What every handler can reach. Clones are cheap.
+#[derive(Clone, Debug)]
+pub struct App(Arc<AppParts>);
+
+/// The parts of [`App`].
+#[derive(Debug)]
+pub struct AppParts {
+    /// The settings.
+    pub config: Config,
+    /// The event log.
+    pub log: Log,
+    /// The producer for everything that needs no transaction, acks = all.
+    pub producer: Producer,
+    /// Cancelled when the gateway is told to stop: streams tell their clients to come back, loops end.
+    pub stopping: CancellationToken,
+    /// Tasks that outlive the request that began them. All of them end soon after `stopping`.
+    pub tasks: TaskTracker,
+}
+
+impl Deref for App {
+    type Target = AppParts;
+
+    fn deref(&self) -> &AppParts {
+        &self.0
+    }
+}
+
+/// The gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {cause}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The log cannot be used, or its topics are not as they have to be.
+    #[error(transparent)]
+    Log(#[from] log::Error),
+}
+
+/// A gateway that is ready and listens; connections wait until it serves.
+#[derive(Debug)]
+pub struct Server {
+    app: App,
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Starts a gateway on an open log and serves until `stopping`; returns when everything is drained. The log stays open.
+///
+/// # Errors
+/// Those of [`Server::start`].
+pub async fn run(config: Config, log: Log, stopping: CancellationToken) -> Result<(), StartError> {
+    Server::start(config, log, stopping).await?.serve().await;
+    Ok(())
+}
+
+impl Server {
+    /// Listens, makes the topics as they should be, and readies all that a first request needs.
+    ///
+    /// # Errors
+    /// The address cannot be listened on, or the log not used.
+    pub async fn start(config: Config, log: Log, stopping: CancellationToken) -> Result<Self, StartError> {
+        let wanted = config.listen.address;
+        let listen_error = |cause| StartError::Listen { address: wanted, cause };
+        let listener = TcpListener::bind(wanted).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        make_topics(&config, &log).await?;
+        let producer = log.producer(ProducerSettings::default()).await?;
+        let app = App(Arc::new(AppParts {
+            config,
+            log,
+            producer,
+            stopping,
+            tasks: TaskTracker::new(),
+        }));
+        Ok(Self { app, listener, address })
+    }
+
+    /// The address that is listened on, with the port that was found for port 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers requests until told to stop, then drains: no new connections, the open ones end, then the tasks, all within the
+    /// grace period.
+    pub async fn serve(self) {
+        tracing::info!(address = %self.address, "listening on http://{}", self.address);
+        let Self { app, listener, .. } = self;
+        http::serve(listener, router(&app), &app.config.http, app.stopping.clone()).await;
+        app.tasks.close();
+        if tokio::time::timeout(app.config.http.shutdown_grace, app.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("{} tasks did not end in time", app.tasks.len());
+        }
+    }
+}
+
+/// Plans the topics and carries the plan out, saying each change.
+async fn make_topics(config: &Config, log: &Log) -> log::Result<()> {
+    let plan = log.plan_topics(&config.topic_specs()).await?;
+    for change in &plan.changes {
+        tracing::info!(%change, "topics: {change}");
+    }
+    log.apply_topics(&plan).await
+}
+
+fn router(app: &App) -> Router {
+    let origins = Arc::new(origin::Origins::new(&app.config.listen));
+    Router::new()
+        .merge(health::routes())
+        .merge(assets::routes(&app.config.web))
+        .layer(axum::middleware::from_fn_with_state(origins, origin::check))
+        .with_state(app.clone())
+}
