@@ -1,0 +1,206 @@
+//! Aggregation on an atomic store: commands of a key are applied in order, each once, and what follows from them is said once.
+//!
+//! ```text
+//! submit(key, command) ══ {store}.commands ══▶ the partition's owner: apply, derive
+//!                                                 │ one transaction: states + derived events + consumed offset
+//!                                                 ├══ {store} (compacted; the same partition) ══▶ projections, the next owner
+//!                                                 └══ whatever topics the events name
+//! ```
+//!
+//! Invariant: what an owner holds in memory is what the log says at the offset that its group has committed. Whatever stands
+//! in between (a transaction that aborts, is fenced, or whose outcome is not known) is undone or restored from the log before
+//! the next command is applied.
+//!
+//! A command that cannot be read (no key, not JSON, not of the aggregate's type) is passed over with a warning that names its
+//! place in the log: it must not hold up the commands of others. It stays on the commands topic until retention; there is no
+//! dead-letter topic for it yet.
+//!
+//! Memory of an owner is bounded by the open keys. An ended key ([`Aggregate::is_ended`]) leaves memory
+//! [`AtomicStoreSettings::keep_ended`] after its last change, and any other key when the state topic's retention has passed
+//! since its last change, for then the log forgets it too. Commands for a key that has left find no state.
+
+mod owner;
+mod partition;
+mod states;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use self::states::Bounds;
+use super::Error;
+use crate::log::{Appended, CleanupPolicy, Log, Producer, ProducerRecord, TopicSpec};
+
+/// What a store keeps, and what commands do to it. Both functions are pure: the same commands give the same state.
+pub trait Aggregate: Send + Sync + 'static {
+    /// The state of a key, kept as JSON.
+    type State: Clone + PartialEq + Serialize + DeserializeOwned + Send + 'static;
+    /// What is submitted for a key, as JSON.
+    type Command: DeserializeOwned + Send + 'static;
+
+    /// Applies a command to the state of its key, which is `None` before the first. Leaving `None` behind removes the key.
+    fn apply(&self, key: &str, state: &mut Option<Self::State>, command: Self::Command);
+
+    /// What follows from the state now. Called once for each window of commands that touched the key, however many they were;
+    /// once the time comes that it asked for; and once when a new owner has restored the key. What it says is remembered by
+    /// changing the state, which is written in the same transaction.
+    fn derive(&self, key: &str, state: &mut Self::State, now_ms: i64) -> Derived;
+
+    /// Whether nothing can change the key any more, so that memory may forget it. Default: never.
+    fn is_ended(&self, _state: &Self::State) -> bool {
+        false
+    }
+}
+
+/// What follows from a state.
+#[derive(Debug, Default)]
+pub struct Derived {
+    /// Records to append in the transaction that writes the state, in this order.
+    pub events: Vec<ProducerRecord>,
+    /// When to derive again even if no command comes, in milliseconds since the Unix epoch.
+    pub again_at_ms: Option<i64>,
+}
+
+/// How a store runs.
+#[derive(Clone, Debug)]
+pub struct AtomicStoreSettings {
+    /// The store's name: its state topic, the consumer group of its owners, and the stem of their transactional ids.
+    pub store: String,
+    /// Most commands applied in one transaction. What has come is applied at once, nothing waits for a window to fill.
+    /// Default 500.
+    pub window_commands: usize,
+    /// How long an ended key stays in memory after its last change, so that a command submitted twice finds it. Default 10 min.
+    pub keep_ended: Duration,
+    /// After it the partitions of an owner that cannot be heard go to another. Default 10 s.
+    pub session_timeout: Duration,
+}
+
+impl AtomicStoreSettings {
+    /// The store `store`, everything else at its default.
+    pub fn new(store: impl Into<String>) -> Self {
+        Self {
+            store: store.into(),
+            window_commands: 500,
+            keep_ended: Duration::from_secs(600),
+            session_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A store's owner in this process: it takes its share of the partitions among all owners of the store.
+pub struct AtomicStore<A> {
+    log: Log,
+    settings: AtomicStoreSettings,
+    aggregate: Arc<A>,
+    bounds: Bounds,
+}
+
+impl<A: Aggregate> AtomicStore<A> {
+    /// Owns partitions of the store until `stopping`, then finishes what is begun, commits, and lets go of them. Dropped
+    /// before that, it stops as a killed process does: what is open is undone by the next owner.
+    ///
+    /// # Errors
+    /// [`Error::PartitionCounts`] when the two topics differ; [`Error::Log`] when they do not exist, when the group cannot be
+    /// joined, or when the log has ended. Troubles of a transaction are not errors: they are undone and tried again.
+    pub async fn run(
+        log: Log,
+        settings: AtomicStoreSettings,
+        aggregate: A,
+        stopping: CancellationToken,
+    ) -> Result<(), Error> {
+        let commands = log.describe_topic(&commands_topic(&settings.store)).await?;
+        let states = log.describe_topic(&settings.store).await?;
+        if commands.partitions != states.partitions {
+            return Err(Error::PartitionCounts {
+                left: commands.name,
+                left_partitions: commands.partitions,
+                right: states.name,
+                right_partitions: states.partitions,
+            });
+        }
+        let retention_ms = match states.cleanup {
+            CleanupPolicy::Compact => None,
+            CleanupPolicy::Delete | CleanupPolicy::CompactDelete => states.retention.map(millis),
+        };
+        let bounds = Bounds {
+            window_commands: settings.window_commands.max(1),
+            keep_ended_ms: millis(settings.keep_ended),
+            retention_ms,
+        };
+        let store = Arc::new(Self {
+            log,
+            settings,
+            aggregate: Arc::new(aggregate),
+            bounds,
+        });
+        owner::run(store, stopping).await
+    }
+}
+
+/// The topics of a store: commands, kept for `retention`, and states, the last of each key kept for `retention`. The partition
+/// count is fixed: another one would part keys from their states.
+pub fn topics(store: &str, partitions: i32, retention: Duration) -> [TopicSpec; 2] {
+    let topic = |name, cleanup| TopicSpec {
+        fixed_partitions: true,
+        cleanup,
+        retention: Some(retention),
+        ..TopicSpec::new(name, partitions)
+    };
+    [
+        topic(commands_topic(store), CleanupPolicy::Delete),
+        topic(store.to_owned(), CleanupPolicy::CompactDelete),
+    ]
+}
+
+/// The topic on which commands for a store are submitted.
+pub fn commands_topic(store: &str) -> String {
+    format!("{store}.commands")
+}
+
+/// The record that submits a command, for producers that write it in a transaction of their own.
+///
+/// # Errors
+/// [`Error::Encode`].
+pub fn command_record(store: &str, key: &str, command: &impl Serialize) -> Result<ProducerRecord, Error> {
+    Ok(ProducerRecord::to(commands_topic(store))
+        .key(key.to_owned())
+        .value(serde_json::to_vec(command)?))
+}
+
+/// Submits commands to a store, from any process. Clones share the producer.
+#[derive(Clone, Debug)]
+pub struct Submitter {
+    store: Arc<str>,
+    producer: Producer,
+}
+
+impl Submitter {
+    /// A submitter for the store `store`. Use a producer with all acks: a lost command is lost to the state.
+    pub fn new(store: &str, producer: Producer) -> Self {
+        Self {
+            store: store.into(),
+            producer,
+        }
+    }
+
+    /// Submits a command and waits until the log has it. Commands of one key submitted one after the other are applied in that
+    /// order.
+    ///
+    /// # Errors
+    /// [`Error::Log`] as [`Producer::append`]: after a timeout the command may still have been written, so it must be harmless
+    /// to submit it again.
+    pub async fn submit(&self, key: &str, command: &impl Serialize) -> Result<Appended, Error> {
+        Ok(self.producer.append(command_record(&self.store, key, command)?).await?)
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
+}

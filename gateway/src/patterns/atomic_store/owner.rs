@@ -1,0 +1,346 @@
+//! The member of the store's group: hands the records of each partition to the task that owns it, and does for the tasks what
+//! only the member can do.
+//!
+//! Each partition has a task and an [`Inbox`], so that a slow transaction holds up its own partition only. A revoked
+//! partition is released when its task has finished its window.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::{self, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::partition::{self, Link};
+use super::{Aggregate, AtomicStore, Error, commands_topic};
+use crate::log::{
+    self, Batch, CommittedOffset, GroupEvent, GroupMember, GroupMetadata, GroupSettings, NextOffset, TopicPartition,
+};
+
+/// A partition with this many batches waiting is paused; what the engine had read ahead by then still comes in.
+const INBOX_BATCHES: usize = 4;
+
+/// Requests of the partitions' tasks that may wait. Each task has one at a time; a full queue makes the next wait.
+const REQUESTS: usize = 64;
+
+/// How long a partition rests whose task panicked.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
+
+/// Takes part in the group until `stopping`, or until the log ends.
+///
+/// Tasks live in a `JoinSet` so that dropping this future stops them, as killing the process would.
+pub(super) async fn run<A: Aggregate>(store: Arc<AtomicStore<A>>, stopping: CancellationToken) -> Result<(), Error> {
+    let settings = GroupSettings {
+        session_timeout: store.settings.session_timeout,
+        ..GroupSettings::new(&store.settings.store, [commands_topic(&store.settings.store)])
+    };
+    let member = store.log.join_group(settings).await?;
+    let (requests_tx, mut requests) = mpsc::channel(REQUESTS);
+    let mut owner = Owner {
+        store,
+        member,
+        requests: requests_tx,
+        owned: HashMap::new(),
+        running: HashMap::new(),
+        tasks: JoinSet::new(),
+        stopping: stopping.clone(),
+    };
+    loop {
+        tokio::select! {
+            () = stopping.cancelled(), if !owner.tasks.is_empty() && owner.is_serving() => owner.stop(),
+            () = stopping.cancelled(), if owner.tasks.is_empty() => return Ok(()),
+            event = owner.member.next() => match event {
+                Err(log::Error::Closed) if stopping.is_cancelled() => return Ok(()),
+                event => owner.event(event).await?,
+            },
+            Some(request) = requests.recv() => owner.answer(request).await,
+            Some(ended) = owner.tasks.join_next_with_id() => owner.ended(ended).await,
+        }
+    }
+}
+
+struct Owner<A> {
+    store: Arc<AtomicStore<A>>,
+    member: GroupMember,
+    requests: mpsc::Sender<Request>,
+    /// The partitions that are the member's.
+    owned: HashMap<TopicPartition, Owned>,
+    /// Every task that has not ended, that of a partition no longer owned among them.
+    running: HashMap<task::Id, Running>,
+    tasks: JoinSet<()>,
+    stopping: CancellationToken,
+}
+
+struct Owned {
+    task: task::Id,
+    assigned: NextOffset,
+    inbox: Arc<Inbox>,
+    leaving: CancellationToken,
+}
+
+struct Running {
+    partition: TopicPartition,
+    /// Whether the group waits for the partition.
+    release: bool,
+}
+
+impl<A: Aggregate> Owner<A> {
+    fn is_serving(&self) -> bool {
+        self.owned.values().any(|owned| !owned.leaving.is_cancelled())
+    }
+
+    fn stop(&self) {
+        for owned in self.owned.values() {
+            owned.leaving.cancel();
+        }
+    }
+
+    async fn event(&mut self, event: log::Result<GroupEvent>) -> Result<(), Error> {
+        match event {
+            Ok(GroupEvent::Assigned(partitions)) => {
+                for (partition, assigned) in partitions {
+                    tracing::debug!(topic = %partition.topic, partition = partition.partition, "partition assigned");
+                    self.start(partition, assigned, Duration::ZERO);
+                }
+            }
+            Ok(GroupEvent::Records(batch)) => self.records(batch).await,
+            Ok(GroupEvent::Revoked(partitions)) => {
+                let mut idle = Vec::new();
+                for partition in partitions {
+                    tracing::debug!(topic = %partition.topic, partition = partition.partition, "partition revoked");
+                    match self.leave(&partition) {
+                        Some(running) => running.release = true,
+                        None => idle.push(partition),
+                    }
+                }
+                self.release(idle).await;
+            }
+            Ok(GroupEvent::Lost(partitions)) => {
+                for partition in partitions {
+                    tracing::warn!(topic = %partition.topic, partition = partition.partition, "partition lost");
+                    self.leave(&partition);
+                }
+            }
+            Err(error) if error.is_retriable() => {
+                tracing::warn!(group = self.member.group(), %error, "the group cannot be reached; trying on");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, partition: TopicPartition, assigned: NextOffset, after: Duration) {
+        if self.stopping.is_cancelled() {
+            return;
+        }
+        // An earlier task of the partition may still be at its last commit: the new one's producer fences it.
+        self.leave(&partition);
+        let (inbox, leaving) = (Arc::new(Inbox::default()), CancellationToken::new());
+        let link = Link {
+            partition: partition.clone(),
+            assigned,
+            inbox: inbox.clone(),
+            leaving: leaving.clone(),
+            requests: self.requests.clone(),
+        };
+        let task = self.tasks.spawn(partition::run(self.store.clone(), link, after)).id();
+        self.running.insert(
+            task,
+            Running {
+                partition: partition.clone(),
+                release: false,
+            },
+        );
+        let owned = Owned {
+            task,
+            assigned,
+            inbox,
+            leaving,
+        };
+        self.owned.insert(partition, owned);
+    }
+
+    /// Tells the partition's task to finish, and returns what is known of it while it has not.
+    fn leave(&mut self, partition: &TopicPartition) -> Option<&mut Running> {
+        let owned = self.owned.remove(partition)?;
+        owned.leaving.cancel();
+        self.running.get_mut(&owned.task)
+    }
+
+    async fn records(&mut self, batch: Batch) {
+        let Some(owned) = self.owned.get(&batch.partition) else {
+            return;
+        };
+        let partition = batch.partition.clone();
+        if owned.inbox.push(batch) {
+            // It fails only when the partition is about to be taken away, which is said by an event.
+            let _ = self.member.pause(vec![partition]).await;
+        }
+    }
+
+    /// A request of a task whose partition is no longer the member's is dropped, which tells the task as much.
+    async fn answer(&mut self, request: Request) {
+        match request {
+            Request::Metadata { reply } => {
+                // A task that has ended meanwhile needs no answer; so for all replies.
+                let _ = reply.send(self.member.metadata().await);
+            }
+            Request::Committed { link, reply } => {
+                if self.is_current(&link) {
+                    let _ = reply.send(self.committed(link.partition).await);
+                }
+            }
+            Request::Rewind { link, to, reply } => {
+                if self.is_current(&link) {
+                    let _ = reply.send(self.rewind(&link, to).await);
+                }
+            }
+            Request::Resume { link } => {
+                if self.is_current(&link) && !link.inbox.is_paused() {
+                    // As with the pause.
+                    let _ = self.member.resume(vec![link.partition]).await;
+                }
+            }
+        }
+    }
+
+    fn is_current(&self, link: &LinkId) -> bool {
+        self.owned
+            .get(&link.partition)
+            .is_some_and(|owned| Arc::ptr_eq(&owned.inbox, &link.inbox))
+    }
+
+    async fn committed(&self, partition: TopicPartition) -> log::Result<Option<CommittedOffset>> {
+        Ok(self.member.committed(vec![partition]).await?.pop().flatten())
+    }
+
+    async fn rewind(&mut self, link: &LinkId, to: NextOffset) -> log::Result<()> {
+        self.member.seek(link.partition.clone(), to).await?;
+        // Nothing read before the seek comes after it, so an empty inbox now holds nothing stale later.
+        if link.inbox.clear() {
+            self.member.resume(vec![link.partition.clone()]).await?;
+        }
+        Ok(())
+    }
+
+    async fn ended(&mut self, ended: Result<(task::Id, ()), JoinError>) {
+        let (task, panicked) = match &ended {
+            Ok((task, ())) => (*task, false),
+            Err(error) => (error.id(), true),
+        };
+        let Some(running) = self.running.remove(&task) else {
+            return;
+        };
+        if running.release {
+            self.release(vec![running.partition]).await;
+            return;
+        }
+        let Some(owned) = self.owned.get(&running.partition).filter(|owned| owned.task == task) else {
+            return;
+        };
+        let assigned = owned.assigned;
+        self.owned.remove(&running.partition);
+        if panicked {
+            tracing::error!(
+                topic = %running.partition.topic, partition = running.partition.partition,
+                "the aggregate panicked; the partition starts again from the log"
+            );
+            self.start(running.partition, assigned, AFTER_PANIC);
+        }
+    }
+
+    async fn release(&self, partitions: Vec<TopicPartition>) {
+        if !partitions.is_empty() {
+            // It fails only when the log has ended, which the next event says.
+            let _ = self.member.release(partitions).await;
+        }
+    }
+}
+
+/// Batches of a partition on their way from the member to the partition's task. Bounded by pausing the partition.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    waiting: Mutex<Waiting>,
+    filled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    batches: VecDeque<Batch>,
+    paused: bool,
+}
+
+impl Inbox {
+    /// The next batch, if one waits, and whether the partition must be resumed.
+    pub(super) fn pop(&self) -> Option<(Batch, bool)> {
+        let mut waiting = self.waiting();
+        let batch = waiting.batches.pop_front()?;
+        let resume = waiting.paused && waiting.batches.len() <= 1;
+        if resume {
+            waiting.paused = false;
+        }
+        Some((batch, resume))
+    }
+
+    /// Waits until a batch waits. Only the partition's task may call it.
+    pub(super) async fn ready(&self) {
+        while self.waiting().batches.is_empty() {
+            self.filled.notified().await;
+        }
+    }
+
+    /// Adds a batch and says whether the partition must be paused.
+    fn push(&self, batch: Batch) -> bool {
+        let mut waiting = self.waiting();
+        waiting.batches.push_back(batch);
+        let pause = !waiting.paused && waiting.batches.len() >= INBOX_BATCHES;
+        waiting.paused |= pause;
+        drop(waiting);
+        self.filled.notify_one();
+        pause
+    }
+
+    /// Drops what waits and says whether the partition was paused, which it is not from now on.
+    fn clear(&self) -> bool {
+        let mut waiting = self.waiting();
+        waiting.batches.clear();
+        std::mem::take(&mut waiting.paused)
+    }
+
+    fn is_paused(&self) -> bool {
+        self.waiting().paused
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing panics while it is held; a poisoned lock still guards a whole queue.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which task asks: that of this partition in the assignment that has this inbox.
+#[derive(Clone, Debug)]
+pub(super) struct LinkId {
+    pub(super) partition: TopicPartition,
+    pub(super) inbox: Arc<Inbox>,
+}
+
+/// What a partition's task asks of the member.
+#[derive(Debug)]
+pub(super) enum Request {
+    Metadata {
+        reply: oneshot::Sender<log::Result<GroupMetadata>>,
+    },
+    Committed {
+        link: LinkId,
+        reply: oneshot::Sender<log::Result<Option<CommittedOffset>>>,
+    },
+    Rewind {
+        link: LinkId,
+        to: NextOffset,
+        reply: oneshot::Sender<log::Result<()>>,
+    },
+    Resume {
+        link: LinkId,
+    },
+}

@@ -1,0 +1,328 @@
+//! The task that owns one partition of a store: restore, then window after window.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::owner::{Inbox, LinkId, Request};
+use super::states::{States, Window};
+use super::{Aggregate, AtomicStore, Error, now_ms};
+use crate::log::{
+    self, CommittedOffset, GroupMetadata, NextOffset, Record, StartAt, TopicPartition, TransactionalProducer,
+};
+
+/// The shortest and the longest rest after a failure; it doubles from one to the other.
+const REST: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
+
+/// The shortest rest after another owner has fenced this one.
+const AFTER_FENCED: Duration = Duration::from_secs(1);
+
+/// How often memory is searched for keys that it need not hold.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// What ties the task to the group's member.
+pub(super) struct Link {
+    /// The partition of the commands topic.
+    pub(super) partition: TopicPartition,
+    /// Where the group's records start if it has committed nothing.
+    pub(super) assigned: NextOffset,
+    pub(super) inbox: Arc<Inbox>,
+    /// Finish the window, commit, and end.
+    pub(super) leaving: CancellationToken,
+    pub(super) requests: mpsc::Sender<Request>,
+}
+
+/// Owns the partition until it leaves, beginning after a rest. A failure drops what is in memory; the log brings it back.
+pub(super) async fn run<A: Aggregate>(store: Arc<AtomicStore<A>>, link: Link, mut rest: Duration) {
+    loop {
+        tokio::select! {
+            () = link.leaving.cancelled() => return,
+            () = sleep(rest) => {}
+        }
+        let opened = tokio::select! {
+            () = link.leaving.cancelled() => return,
+            opened = Partition::open(&store, &link) => opened,
+        };
+        let ended = match opened {
+            Ok(mut partition) => {
+                let ended = partition.serve().await;
+                if partition.has_committed {
+                    rest = REST.0;
+                }
+                ended
+            }
+            Err(error) => Err(error),
+        };
+        let Err(error) = ended else { return };
+        rest = longer(rest);
+        if let Error::Log(log::Error::Fenced(_)) = error {
+            // Another owner: fencing it in turn at once would help nobody. The group says soon whose the partition is.
+            rest = rest.max(AFTER_FENCED);
+        }
+        tracing::warn!(
+            topic = %link.partition.topic, partition = link.partition.partition, %error, rest_ms = rest.as_millis() as u64,
+            "the partition is restored from the log"
+        );
+    }
+}
+
+/// An owned and restored partition.
+struct Partition<'a, A: Aggregate> {
+    store: &'a AtomicStore<A>,
+    link: &'a Link,
+    producer: TransactionalProducer,
+    states: States<A>,
+    /// What the group has committed: where `states` stands.
+    committed: NextOffset,
+    /// What a commit would say now.
+    consumed: NextOffset,
+    /// The rest of the batch at hand, and where reading goes on behind it.
+    records: std::vec::IntoIter<Record>,
+    batch_end: NextOffset,
+    has_committed: bool,
+}
+
+impl<'a, A: Aggregate> Partition<'a, A> {
+    /// Takes the partition over. The order is the point: the producer fences the earlier owner and waits until its open
+    /// transaction is decided, so that nothing can be committed between the offset that is read next and the states.
+    async fn open(store: &'a AtomicStore<A>, link: &'a Link) -> Result<Self, Error> {
+        let number = link.partition.partition;
+        let transactional_id = format!("{}-{number}", store.settings.store);
+        let producer = store.log.transactional_producer(&transactional_id).await?;
+        let committed = link.committed().await?.map(|committed| committed.next_offset);
+        let start = NextOffset(store.log.offset(&link.partition, StartAt::Start).await?);
+        if let Some(committed) = committed.filter(|committed| *committed < start) {
+            tracing::error!(
+                topic = %link.partition.topic, partition = number, offset = committed.0, start = start.0,
+                "retention has deleted commands before they were applied"
+            );
+        }
+        let committed = committed.unwrap_or(link.assigned).max(start);
+        let states = restore(store, number).await?;
+        link.rewind(committed).await?;
+        tracing::info!(
+            store = store.settings.store,
+            partition = number,
+            offset = committed.0,
+            keys = states.len(),
+            "partition restored"
+        );
+        Ok(Self {
+            store,
+            link,
+            producer,
+            states,
+            committed,
+            consumed: committed,
+            records: Vec::new().into_iter(),
+            batch_end: committed,
+            has_committed: false,
+        })
+    }
+
+    /// Applies what comes and derives what is due until the partition leaves.
+    async fn serve(&mut self) -> Result<(), Error> {
+        let mut forget_at = Instant::now() + FORGET_EVERY;
+        let mut rest = Duration::ZERO;
+        loop {
+            if Instant::now() >= forget_at {
+                self.states.forget(now_ms());
+                forget_at = Instant::now() + FORGET_EVERY;
+            }
+            let due = self.states.due_ms().map(until);
+            tokio::select! {
+                biased;
+                () = self.link.leaving.cancelled() => return Ok(()),
+                () = std::future::ready(()), if self.records.len() > 0 => {}
+                () = self.link.inbox.ready() => {}
+                () = sleep(due.unwrap_or_default()), if due.is_some() => {}
+                () = sleep_until(forget_at) => continue,
+            }
+            let Err(error) = self.window().await else {
+                rest = Duration::ZERO;
+                continue;
+            };
+            if !is_undone(&error) {
+                return Err(error);
+            }
+            tracing::warn!(
+                topic = %self.link.partition.topic, partition = self.link.partition.partition, offset = self.committed.0,
+                %error, "a transaction was aborted; its commands are applied again"
+            );
+            self.rewind().await?;
+            rest = longer(rest);
+            tokio::select! {
+                () = self.link.leaving.cancelled() => return Ok(()),
+                () = sleep(rest) => {}
+            }
+        }
+    }
+
+    /// Applies the commands that have come, derives, and commits it all in one transaction.
+    async fn window(&mut self) -> Result<(), Error> {
+        let mut window = Window::new();
+        let commands = self.fill(&mut window).await;
+        let now_ms = now_ms();
+        let records = self.states.derive(&mut window, now_ms)?;
+        let mut transaction = self.producer.begin();
+        for record in records {
+            transaction.send(record).await?;
+        }
+        if commands > 0 {
+            let group = self.link.metadata().await?;
+            transaction.send_offsets(group, [(self.link.partition.clone(), self.consumed)]);
+            self.has_committed = true;
+        }
+        transaction.commit().await?;
+        self.states.keep(window, now_ms);
+        self.committed = self.consumed;
+        Ok(())
+    }
+
+    /// Applies what waits, as far as one window takes it, and says how many commands that were.
+    async fn fill(&mut self, window: &mut Window<A::State>) -> usize {
+        let most = self.store.bounds.window_commands;
+        let mut commands = 0;
+        while commands < most {
+            if let Some(record) = self.records.next() {
+                self.consumed = NextOffset::after(record.offset);
+                self.apply(window, &record);
+                commands += 1;
+                continue;
+            }
+            self.consumed = self.consumed.max(self.batch_end);
+            let Some((batch, resume)) = self.link.inbox.pop() else {
+                break;
+            };
+            if resume {
+                self.link.resume().await;
+            }
+            self.batch_end = batch.next_offset;
+            self.records = batch.records.into_iter();
+        }
+        commands
+    }
+
+    fn apply(&self, window: &mut Window<A::State>, record: &Record) {
+        match decode::<A::Command>(record) {
+            Ok((key, command)) => self.states.apply(window, key, command),
+            Err(reason) => tracing::warn!(
+                topic = %self.link.partition.topic, partition = self.link.partition.partition, offset = record.offset,
+                reason, "passing over a command that cannot be read"
+            ),
+        }
+    }
+
+    async fn rewind(&mut self) -> Result<(), Error> {
+        self.records = Vec::new().into_iter();
+        self.consumed = self.committed;
+        self.batch_end = self.committed;
+        Ok(self.link.rewind(self.committed).await?)
+    }
+}
+
+/// Reads the partition of the state topic to its end.
+async fn restore<A: Aggregate>(store: &AtomicStore<A>, number: i32) -> Result<States<A>, Error> {
+    let mut reader = store.log.reader(&store.settings.store).await?;
+    let mut states = States::new(store.aggregate.clone(), store.bounds, reader.topic_partition(number));
+    reader.assign(number, StartAt::Start).await?;
+    loop {
+        match reader.next().await {
+            Ok(batch) => {
+                let now_ms = now_ms();
+                for record in &batch.records {
+                    states.restore(record, now_ms);
+                }
+                if batch.caught_up {
+                    return Ok(states);
+                }
+            }
+            // Retention or compaction took the start away meanwhile. What was read before is overwritten by what is kept.
+            Err(log::Error::OffsetOutOfRange { .. }) => {
+                reader.assign(number, StartAt::Start).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn decode<C: DeserializeOwned>(record: &Record) -> Result<(&str, C), String> {
+    let key = record.key.as_ref().ok_or("it has no key")?;
+    let key = std::str::from_utf8(key).map_err(|_| "its key is not UTF-8")?;
+    let value = record.value.as_ref().ok_or("it has no value")?;
+    let command = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+    Ok((key, command))
+}
+
+/// Whether nothing of the transaction is visible, and the producer may go on.
+///
+/// `UnknownMember` is among them: as long as no other owner has fenced the producer, nobody else has written the states. If
+/// the partition is no longer the member's, the rewind that follows fails.
+fn is_undone(error: &Error) -> bool {
+    match error {
+        Error::Log(error) => matches!(
+            error,
+            log::Error::Aborted(_)
+                | log::Error::UnknownMember { .. }
+                | log::Error::UnknownTopic(_)
+                | log::Error::UnknownPartition(_)
+                | log::Error::RecordTooLarge { .. }
+        ),
+        Error::Encode(_) => true,
+        Error::PartitionCounts { .. } => false,
+    }
+}
+
+fn longer(rest: Duration) -> Duration {
+    (rest * 2).clamp(REST.0, REST.1)
+}
+
+fn until(time_ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(time_ms.saturating_sub(now_ms())).unwrap_or(0))
+}
+
+impl Link {
+    async fn committed(&self) -> log::Result<Option<CommittedOffset>> {
+        self.ask(|reply| Request::Committed { link: self.id(), reply }).await
+    }
+
+    async fn metadata(&self) -> log::Result<GroupMetadata> {
+        self.ask(|reply| Request::Metadata { reply }).await
+    }
+
+    /// Goes on from `to`; the inbox holds nothing from before.
+    async fn rewind(&self, to: NextOffset) -> log::Result<()> {
+        self.ask(|reply| Request::Rewind {
+            link: self.id(),
+            to,
+            reply,
+        })
+        .await
+    }
+
+    async fn resume(&self) {
+        // It fails only when the owner has ended, and this task with it.
+        let _ = self.requests.send(Request::Resume { link: self.id() }).await;
+    }
+
+    fn id(&self) -> LinkId {
+        LinkId {
+            partition: self.partition.clone(),
+            inbox: self.inbox.clone(),
+        }
+    }
+
+    /// `Closed` also when the partition is no longer the member's: then `leaving` is about to be, or is, cancelled.
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<log::Result<T>>) -> Request) -> log::Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(request(reply))
+            .await
+            .map_err(|_| log::Error::Closed)?;
+        answer.await.map_err(|_| log::Error::Closed)?
+    }
+}

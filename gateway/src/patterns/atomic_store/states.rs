@@ -1,0 +1,227 @@
+//! The states of one partition in memory, and the window of commands that is about to change them.
+//!
+//! A [`Window`] works on copies; [`States::keep`] takes them over once their transaction is committed. Undoing a window is
+//! dropping it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::{Aggregate, Derived, Error};
+use crate::log::{ProducerRecord, Record, TopicPartition};
+
+/// What the committed log says of each key of a partition.
+pub(super) struct States<A: Aggregate> {
+    aggregate: Arc<A>,
+    bounds: Bounds,
+    /// The partition of the state topic.
+    partition: TopicPartition,
+    kept: HashMap<Arc<str>, Kept<A::State>>,
+    /// When which key is to be derived again.
+    due: BTreeSet<(i64, Arc<str>)>,
+}
+
+/// What bounds the memory and the windows of a partition.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Most commands, and most due keys, of one window.
+    pub(super) window_commands: usize,
+    /// How long an ended key stays after its last change.
+    pub(super) keep_ended_ms: i64,
+    /// Retention of the state topic; `None`: for ever.
+    pub(super) retention_ms: Option<i64>,
+}
+
+struct Kept<S> {
+    state: S,
+    /// The time of its last record.
+    written_ms: i64,
+    again_at_ms: Option<i64>,
+}
+
+/// The keys touched since the last commit.
+pub(super) struct Window<S> {
+    /// In key order, so that the same window always gives the same transaction.
+    touched: BTreeMap<Arc<str>, Touched<S>>,
+}
+
+struct Touched<S> {
+    state: Option<S>,
+    again_at_ms: Option<i64>,
+    changed: bool,
+}
+
+impl<S> Window<S> {
+    pub(super) fn new() -> Self {
+        Self {
+            touched: BTreeMap::new(),
+        }
+    }
+}
+
+impl<A: Aggregate> States<A> {
+    /// No states yet.
+    pub(super) fn new(aggregate: Arc<A>, bounds: Bounds, partition: TopicPartition) -> Self {
+        Self {
+            aggregate,
+            bounds,
+            partition,
+            kept: HashMap::new(),
+            due: BTreeSet::new(),
+        }
+    }
+
+    /// Takes over a record of the state topic. Open keys become due, so that nothing an earlier owner still had to say, or had
+    /// set a time for, is forgotten.
+    pub(super) fn restore(&mut self, record: &Record, now_ms: i64) {
+        let Some(key) = record.key.as_ref().and_then(|key| std::str::from_utf8(key).ok()) else {
+            tracing::warn!(
+                topic = %self.partition.topic, partition = self.partition.partition, offset = record.offset,
+                "passing over a state without a readable key"
+            );
+            return;
+        };
+        self.forget_key(key);
+        let Some(value) = &record.value else { return };
+        let state: A::State = match serde_json::from_slice(value) {
+            Ok(state) => state,
+            Err(error) => {
+                tracing::error!(
+                    topic = %self.partition.topic, partition = self.partition.partition, offset = record.offset, %error,
+                    "a state cannot be read; its key starts anew"
+                );
+                return;
+            }
+        };
+        if self.is_forgotten(&state, record.timestamp_ms, now_ms) {
+            return;
+        }
+        let again_at_ms = (!self.aggregate.is_ended(&state)).then_some(now_ms);
+        self.insert(key.into(), state, record.timestamp_ms, again_at_ms);
+    }
+
+    /// Applies a command in the window.
+    pub(super) fn apply(&self, window: &mut Window<A::State>, key: &str, command: A::Command) {
+        if !window.touched.contains_key(key) {
+            self.touch(window, key.into());
+        }
+        if let Some(touched) = window.touched.get_mut(key) {
+            self.aggregate.apply(key, &mut touched.state, command);
+        }
+    }
+
+    /// Adds what has become due, derives each key of the window once, and returns the records of its transaction: changed
+    /// states (a tombstone for a removed one), then events.
+    ///
+    /// # Errors
+    /// [`Error::Encode`].
+    pub(super) fn derive(&self, window: &mut Window<A::State>, now_ms: i64) -> Result<Vec<ProducerRecord>, Error> {
+        let room = self.bounds.window_commands;
+        for (_, key) in self.due.iter().take_while(|(at_ms, _)| *at_ms <= now_ms).take(room) {
+            if !window.touched.contains_key(key) {
+                self.touch(window, key.clone());
+            }
+        }
+        let (mut records, mut events) = (Vec::new(), Vec::new());
+        for (key, touched) in &mut window.touched {
+            if let Some(state) = &mut touched.state {
+                let derived: Derived = self.aggregate.derive(key, state, now_ms);
+                events.extend(derived.events);
+                // A time that has passed already would never let the owner rest.
+                touched.again_at_ms = derived.again_at_ms.map(|at_ms| at_ms.max(now_ms + 1));
+            }
+            touched.changed = touched.state.as_ref() != self.kept.get(key).map(|kept| &kept.state);
+            if touched.changed {
+                records.push(self.record(key, touched.state.as_ref(), now_ms)?);
+            }
+        }
+        records.append(&mut events);
+        Ok(records)
+    }
+
+    /// Takes over a window whose transaction is committed.
+    pub(super) fn keep(&mut self, window: Window<A::State>, now_ms: i64) {
+        for (key, touched) in window.touched {
+            let written_ms = self.forget_key(&key).map(|kept| kept.written_ms);
+            if let Some(state) = touched.state {
+                let written_ms = written_ms.filter(|_| !touched.changed).unwrap_or(now_ms);
+                self.insert(key, state, written_ms, touched.again_at_ms);
+            }
+        }
+    }
+
+    /// When the next key is to be derived, in milliseconds since the Unix epoch.
+    pub(super) fn due_ms(&self) -> Option<i64> {
+        self.due.first().map(|(at_ms, _)| *at_ms)
+    }
+
+    /// Drops the keys that memory need not hold any more.
+    pub(super) fn forget(&mut self, now_ms: i64) {
+        let forgotten: Vec<Arc<str>> = self
+            .kept
+            .iter()
+            .filter(|(_, kept)| self.is_forgotten(&kept.state, kept.written_ms, now_ms))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in forgotten {
+            self.forget_key(&key);
+        }
+    }
+
+    /// Keys in memory.
+    pub(super) fn len(&self) -> usize {
+        self.kept.len()
+    }
+
+    fn touch(&self, window: &mut Window<A::State>, key: Arc<str>) {
+        let state = self.kept.get(&key).map(|kept| kept.state.clone());
+        window.touched.insert(
+            key,
+            Touched {
+                state,
+                again_at_ms: None,
+                changed: false,
+            },
+        );
+    }
+
+    fn insert(&mut self, key: Arc<str>, state: A::State, written_ms: i64, again_at_ms: Option<i64>) {
+        if let Some(at_ms) = again_at_ms {
+            self.due.insert((at_ms, key.clone()));
+        }
+        let kept = Kept {
+            state,
+            written_ms,
+            again_at_ms,
+        };
+        self.kept.insert(key, kept);
+    }
+
+    fn forget_key(&mut self, key: &str) -> Option<Kept<A::State>> {
+        let (key, kept) = self.kept.remove_entry(key)?;
+        if let Some(at_ms) = kept.again_at_ms {
+            self.due.remove(&(at_ms, key));
+        }
+        Some(kept)
+    }
+
+    fn is_forgotten(&self, state: &A::State, written_ms: i64, now_ms: i64) -> bool {
+        let age_ms = now_ms.saturating_sub(written_ms);
+        let ended = self.aggregate.is_ended(state) && age_ms > self.bounds.keep_ended_ms;
+        ended
+            || self
+                .bounds
+                .retention_ms
+                .is_some_and(|retention_ms| age_ms > retention_ms)
+    }
+
+    fn record(&self, key: &str, state: Option<&A::State>, now_ms: i64) -> Result<ProducerRecord, Error> {
+        let record = ProducerRecord::to(self.partition.topic.clone())
+            .partition(self.partition.partition)
+            .key(key.to_owned())
+            .timestamp_ms(now_ms);
+        Ok(match state {
+            Some(state) => record.value(serde_json::to_vec(state)?),
+            None => record,
+        })
+    }
+}

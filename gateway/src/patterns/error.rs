@@ -1,0 +1,37 @@
+//! What can go wrong in a pattern. The retry rule asks only [`Error::is_retriable`].
+
+use crate::log;
+
+/// A pattern could not do its work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The log refused an operation.
+    #[error(transparent)]
+    Log(#[from] log::Error),
+    /// Two topics whose keys must stand in the same partition have different partition counts.
+    #[error(
+        "topic {left} has {left_partitions} partitions and topic {right} has {right_partitions}: \
+         they must have the same number, or a key's commands and its state part"
+    )]
+    PartitionCounts {
+        /// One topic.
+        left: String,
+        /// Its partitions.
+        left_partitions: i32,
+        /// The other topic.
+        right: String,
+        /// Its partitions.
+        right_partitions: i32,
+    },
+    /// A value cannot be written as JSON, such as a map whose keys are not text.
+    #[error("cannot be written as JSON: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+impl Error {
+    /// Whether the same call may succeed later with nothing changed.
+    pub fn is_retriable(&self) -> bool {
+        matches!(self, Self::Log(error) if error.is_retriable())
+    }
+}
