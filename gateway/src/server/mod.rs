@@ -9,6 +9,8 @@ mod error;
 pub mod event;
 mod health;
 mod http;
+pub mod job_state;
+pub mod job_store;
 mod origin;
 
 use std::io;
