@@ -4,14 +4,19 @@
 //! Every handler reaches everything through [`App`].
 
 mod assets;
+mod body;
+mod channel_name;
 pub mod config;
+mod data_dir;
 mod error;
 pub mod event;
 mod health;
 mod http;
 pub mod job_state;
 pub mod job_store;
+mod jobs;
 mod origin;
+mod trace;
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,10 +28,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::log::{self, Log, Producer, ProducerSettings};
+use crate::log::{self, Log, Producer, ProducerSettings, TopicDescription};
 pub use config::{Config, ConfigError};
+pub use data_dir::DataDir;
 pub use error::Error;
 pub(crate) use http::ConnectionPermit;
+pub use jobs::Jobs;
 
 /// What every handler can reach. Clones are cheap.
 #[derive(Clone, Debug)]
@@ -37,10 +44,16 @@ pub struct App(Arc<AppParts>);
 pub struct AppParts {
     /// The settings.
     pub config: Config,
+    /// The data folder, and who this node is.
+    pub data: DataDir,
     /// The event log.
     pub log: Log,
     /// The producer for everything that needs no transaction, acks = all.
     pub producer: Producer,
+    /// The topic of events on their way to browsers.
+    pub notifications: TopicDescription,
+    /// Takes jobs in.
+    pub jobs: Jobs,
     /// Cancelled when the gateway is told to stop: streams tell their clients to come back, loops end.
     pub stopping: CancellationToken,
     /// Tasks that outlive the request that began them. All of them end soon after `stopping`.
@@ -67,6 +80,9 @@ pub enum StartError {
         #[source]
         cause: io::Error,
     },
+    /// The data folder cannot be used.
+    #[error("BARNABAS_DATA_DIR: {0}")]
+    Data(#[source] io::Error),
     /// The log cannot be used, or its topics are not as they have to be.
     #[error(transparent)]
     Log(#[from] log::Error),
@@ -76,6 +92,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Server {
     app: App,
+    /// Cancelled when no more requests come: what works for requests may end then.
+    drained: CancellationToken,
     listener: TcpListener,
     address: SocketAddr,
 }
@@ -99,16 +117,29 @@ impl Server {
         let listen_error = |cause| StartError::Listen { address: wanted, cause };
         let listener = TcpListener::bind(wanted).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
+        let data = DataDir::open(&config.data.dir).map_err(StartError::Data)?;
         make_topics(&config, &log).await?;
+        let notifications = log.describe_topic(&config.topics.notifications()).await?;
         let producer = log.producer(ProducerSettings::default()).await?;
+        let tasks = TaskTracker::new();
+        let drained = CancellationToken::new();
+        let jobs = Jobs::start(&config, &data, &log, &notifications, &tasks, drained.clone()).await?;
         let app = App(Arc::new(AppParts {
             config,
+            data,
             log,
             producer,
+            notifications,
+            jobs,
             stopping,
-            tasks: TaskTracker::new(),
+            tasks,
         }));
-        Ok(Self { app, listener, address })
+        Ok(Self {
+            app,
+            drained,
+            listener,
+            address,
+        })
     }
 
     /// The address that is listened on, with the port that was found for port 0.
@@ -120,8 +151,12 @@ impl Server {
     /// grace period.
     pub async fn serve(self) {
         tracing::info!(address = %self.address, "listening on http://{}", self.address);
-        let Self { app, listener, .. } = self;
+        let Self {
+            app, drained, listener, ..
+        } = self;
+        app.tasks.spawn(own_jobs(app.clone()));
         http::serve(listener, router(&app), &app.config.http, app.stopping.clone()).await;
+        drained.cancel();
         app.tasks.close();
         if tokio::time::timeout(app.config.http.shutdown_grace, app.tasks.wait())
             .await
@@ -129,6 +164,15 @@ impl Server {
         {
             tracing::warn!("{} tasks did not end in time", app.tasks.len());
         }
+    }
+}
+
+/// Runs the job store. Without it no job would ever end, so when it cannot go on the gateway stops.
+async fn own_jobs(app: App) {
+    let store = job_store::run(app.log.clone(), app.config.topics.clone(), app.stopping.clone());
+    if let Err(error) = store.await {
+        tracing::error!(%error, "the job store cannot go on, the gateway stops: {error}");
+        app.stopping.cancel();
     }
 }
 
@@ -145,6 +189,7 @@ fn router(app: &App) -> Router {
     let origins = Arc::new(origin::Origins::new(&app.config.listen));
     Router::new()
         .merge(health::routes())
+        .merge(jobs::routes())
         .merge(assets::routes(&app.config.web))
         .layer(axum::middleware::from_fn_with_state(origins, origin::check))
         .with_state(app.clone())

@@ -1,0 +1,146 @@
+//! Reading request bodies: piece by piece, up to a limit, and given up when nothing comes.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
+use tokio::time::{Instant, timeout};
+
+use super::Error;
+
+/// How long the rest of a refused body is read, so that the client has sent it and reads the answer: browsers show a network
+/// error for an answer that comes while they send.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// A body that is being read.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    body: Body,
+    received: u64,
+    max_bytes: u64,
+    stall_timeout: Duration,
+}
+
+impl Incoming {
+    /// The body of a request with these headers.
+    ///
+    /// # Errors
+    /// 413 when the body's announced length is above `max_bytes`, 415 when it is compressed.
+    pub(super) async fn new(
+        headers: &HeaderMap,
+        body: Body,
+        max_bytes: u64,
+        stall_timeout: Duration,
+    ) -> Result<Self, Error> {
+        let announced = body.size_hint().lower();
+        let incoming = Self {
+            body,
+            received: 0,
+            max_bytes,
+            stall_timeout,
+        };
+        let refusal = if announced > max_bytes {
+            too_large(max_bytes)
+        } else if headers
+            .get(header::CONTENT_ENCODING)
+            .is_some_and(|coding| coding != "identity")
+        {
+            Error::refused(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "content-encoding",
+                "compressed bodies are not accepted",
+            )
+        } else {
+            return Ok(incoming);
+        };
+        // Who asks first whether to send need not send.
+        if !headers.contains_key(header::EXPECT) {
+            incoming.drain().await;
+        }
+        Err(refusal)
+    }
+
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// 413 above the limit, 408 when nothing has come for the stall timeout, 400 when the client breaks off.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            let frame = match timeout(self.stall_timeout, self.body.frame()).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) => {
+                    return Err(Error::bad_request(
+                        "body-broken-off",
+                        format!("the body broke off: {error}"),
+                    ));
+                }
+                Err(_) => {
+                    return Err(Error::refused(
+                        StatusCode::REQUEST_TIMEOUT,
+                        "body-stalled",
+                        format!("nothing of the body has come for {} s", self.stall_timeout.as_secs()),
+                    ));
+                }
+            };
+            // Trailers mean nothing here.
+            let Ok(bytes) = frame.into_data() else { continue };
+            self.received += bytes.len() as u64;
+            if self.received > self.max_bytes {
+                return Err(too_large(self.max_bytes));
+            }
+            return Ok(Some(bytes));
+        }
+    }
+
+    /// The whole body, for those that are small.
+    ///
+    /// # Errors
+    /// Those of [`Incoming::next`].
+    pub(super) async fn read_all(mut self) -> Result<Bytes, Error> {
+        let mut all = Vec::with_capacity(usize::try_from(self.body.size_hint().lower()).unwrap_or(0));
+        loop {
+            match self.next().await {
+                Ok(Some(bytes)) => all.extend_from_slice(&bytes),
+                Ok(None) => return Ok(all.into()),
+                Err(error) => {
+                    self.drain().await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Reads what is left and forgets it, for a bounded time.
+    pub(super) async fn drain(mut self) {
+        let deadline = Instant::now() + DRAIN;
+        self.max_bytes = u64::MAX;
+        while let Ok(Ok(Some(_))) = tokio::time::timeout_at(deadline, self.next()).await {}
+    }
+}
+
+fn too_large(max_bytes: u64) -> Error {
+    Error::refused(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "body-too-large",
+        format!("the body is larger than {max_bytes} bytes"),
+    )
+}
+
+/// The media type of a request, in lower case, and its `charset` if it names one.
+pub(super) fn media_type(headers: &HeaderMap) -> (String, Option<String>) {
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    let mut parts = value.split(';').map(str::trim);
+    let media_type = parts.next().unwrap_or_default().to_owned();
+    let charset = parts
+        .find_map(|parameter| parameter.strip_prefix("charset="))
+        .map(|charset| charset.trim_matches('"').to_owned());
+    (media_type, charset)
+}

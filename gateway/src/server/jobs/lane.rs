@@ -1,0 +1,319 @@
+//! The producing of jobs: what waits shares a transaction.
+//!
+//! ```text
+//! handlers ── small ──▶ queue ──▶ lanes: each takes all that waits into one transaction of its own producer
+//!          └─ large ──▶ queue ──▶ large lanes: one job, one transaction
+//! ```
+//! A transaction holds back the readers of every partition that it has written to, so a large job has one to itself, and no small
+//! job waits behind it. Its chunks come first and the registration last: who sees the registration can see all chunks.
+//!
+//! Invariant: a job is answered once; one that nobody waits for any more is not begun, and one that fails leaves nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::chunk::Plan;
+use super::spool::Spooled;
+use crate::log::{self, Log, ProducerRecord, StartAt, TopicPartition, TransactionalProducer, partition_for_key};
+use crate::server::config::{BodyFormat, TopicsConfig};
+use crate::server::job_store::{JobCommand, command_record};
+
+/// Jobs of one transaction at most.
+const TRANSACTION_JOBS: usize = 256;
+/// A transaction takes no further job when it has this many bytes.
+const TRANSACTION_BYTES: u64 = 4 * 1024 * 1024;
+/// How long a lane waits before it tries again to make its producer.
+const PRODUCER_PAUSE: Duration = Duration::from_secs(1);
+
+/// A job type as it is on the log.
+#[derive(Debug)]
+pub(super) struct JobTopic {
+    pub(super) job_type: String,
+    pub(super) topic: Arc<str>,
+    pub(super) partitions: i32,
+    pub(super) format: BodyFormat,
+}
+
+/// A job that is received, checked and cut.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) id: String,
+    pub(super) to: Arc<JobTopic>,
+    pub(super) channel: String,
+    pub(super) traceparent: String,
+    pub(super) submitted_ms: i64,
+    pub(super) plan: Plan,
+    pub(super) body: Spooled,
+    /// The partition of its first chunk; the others follow in turn.
+    pub(super) first_partition: i32,
+}
+
+/// Where the job's channel was when nothing of the job was written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Receipt {
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+}
+
+/// Why a job was not produced.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum ProduceError {
+    #[error(transparent)]
+    Log(#[from] log::Error),
+    #[error("the spool cannot be read: {0}")]
+    Spool(Arc<std::io::Error>),
+    #[error("the registration cannot be written: {0}")]
+    Registration(String),
+    /// The client went away in the middle.
+    #[error("nobody waits for the job any more")]
+    Abandoned,
+}
+
+/// A job in a queue.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) job: Job,
+    pub(super) reply: oneshot::Sender<Result<Receipt, ProduceError>>,
+}
+
+/// Jobs that wait for the next lane that is free.
+pub(super) type Queue = Arc<Mutex<mpsc::Receiver<Waiting>>>;
+
+/// What the lanes have in common.
+#[derive(Clone, Debug)]
+pub(super) struct LaneContext {
+    pub(super) log: Log,
+    pub(super) topics: TopicsConfig,
+    pub(super) notifications: Arc<str>,
+    pub(super) notification_partitions: i32,
+    /// Cancelled when no more jobs come.
+    pub(super) drained: CancellationToken,
+}
+
+/// A transactional producer and the task's work around it.
+pub(super) struct Lane {
+    context: LaneContext,
+    queue: Queue,
+    transactional_id: String,
+    producer: TransactionalProducer,
+    /// Jobs of one transaction.
+    jobs: usize,
+}
+
+impl Lane {
+    /// A lane with its producer ready, for at most `jobs` in a transaction.
+    pub(super) async fn shared(context: LaneContext, queue: Queue, transactional_id: String) -> log::Result<Self> {
+        Self::new(context, queue, transactional_id, TRANSACTION_JOBS).await
+    }
+
+    /// A lane for one large job at a time.
+    pub(super) async fn single(context: LaneContext, queue: Queue, transactional_id: String) -> log::Result<Self> {
+        Self::new(context, queue, transactional_id, 1).await
+    }
+
+    async fn new(context: LaneContext, queue: Queue, transactional_id: String, jobs: usize) -> log::Result<Self> {
+        let producer = context.log.transactional_producer(&transactional_id).await?;
+        Ok(Self {
+            context,
+            queue,
+            transactional_id,
+            producer,
+            jobs,
+        })
+    }
+
+    /// Produces what comes, until no more does.
+    pub(super) async fn run(mut self) {
+        while let Some(batch) = self.next_batch().await {
+            let usable = self.produce_and_answer(batch).await;
+            if !usable && !self.replace_producer().await {
+                return;
+            }
+        }
+    }
+
+    /// Everything that waits, as far as it fits into a transaction; `None` when no more comes.
+    async fn next_batch(&self) -> Option<Vec<Waiting>> {
+        let mut queue = self.queue.lock().await;
+        let first = tokio::select! {
+            biased;
+            first = queue.recv() => first?,
+            () = self.context.drained.cancelled() => return None,
+        };
+        let mut size_bytes = first.job.body.size_bytes;
+        let mut batch = vec![first];
+        while batch.len() < self.jobs
+            && size_bytes < TRANSACTION_BYTES
+            && let Ok(next) = queue.try_recv()
+        {
+            size_bytes += next.job.body.size_bytes;
+            batch.push(next);
+        }
+        Some(batch)
+    }
+
+    /// Returns whether the producer can be used again.
+    async fn produce_and_answer(&mut self, mut batch: Vec<Waiting>) -> bool {
+        batch.retain(|waiting| !waiting.reply.is_closed());
+        let produced = self.produce(&batch).await;
+        match &produced {
+            Err(error) if batch.len() > 1 && error.may_be_of_one_job() => {
+                tracing::debug!(%error, "a shared transaction failed, each job is tried alone: {error}");
+            }
+            _ => return answer(batch, produced),
+        }
+        let mut usable = true;
+        for waiting in batch {
+            let alone = vec![waiting];
+            let produced = self.produce(&alone).await;
+            usable &= answer(alone, produced);
+        }
+        usable
+    }
+
+    /// Writes the jobs in one transaction.
+    async fn produce(&mut self, batch: &[Waiting]) -> Result<Vec<Receipt>, ProduceError> {
+        let receipts = self.context.receipts(batch).await?;
+        let mut transaction = self.producer.begin();
+        for Waiting { job, reply } in batch {
+            let mut sent = 0;
+            while sent < job.plan.chunks.len() {
+                if batch.len() == 1 && reply.is_closed() {
+                    return Err(ProduceError::Abandoned);
+                }
+                let values = job.body.read_chunks(&job.plan, sent).await;
+                for value in values.map_err(|error| ProduceError::Spool(Arc::new(error)))? {
+                    transaction.send(job.chunk_record(sent, value)).await?;
+                    sent += 1;
+                }
+            }
+        }
+        for waiting in batch {
+            transaction
+                .send(waiting.job.registration(&self.context.topics)?)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(receipts)
+    }
+
+    /// Makes the producer anew; false when no more jobs come.
+    async fn replace_producer(&mut self) -> bool {
+        loop {
+            match self.context.log.transactional_producer(&self.transactional_id).await {
+                Ok(producer) => {
+                    self.producer = producer;
+                    return true;
+                }
+                Err(error) => tracing::error!(%error, "jobs cannot be produced: {error}"),
+            }
+            tokio::select! {
+                () = self.context.drained.cancelled() => return false,
+                () = tokio::time::sleep(PRODUCER_PAUSE) => {}
+            }
+        }
+    }
+}
+
+/// Answers each job, and returns whether the producer can be used again.
+fn answer(batch: Vec<Waiting>, produced: Result<Vec<Receipt>, ProduceError>) -> bool {
+    match produced {
+        Ok(receipts) => {
+            for (waiting, receipt) in batch.into_iter().zip(receipts) {
+                // Who has gone meanwhile needs no answer.
+                let _ = waiting.reply.send(Ok(receipt));
+            }
+            true
+        }
+        Err(error) => {
+            for waiting in batch {
+                // As above.
+                let _ = waiting.reply.send(Err(error.clone()));
+            }
+            !matches!(error, ProduceError::Log(log::Error::Fenced(_) | log::Error::Closed))
+        }
+    }
+}
+
+impl ProduceError {
+    /// Whether nothing of the transaction is visible and one of its jobs may be the cause.
+    fn may_be_of_one_job(&self) -> bool {
+        match self {
+            Self::Spool(_) | Self::Registration(_) => true,
+            Self::Log(error) => matches!(
+                error,
+                log::Error::Aborted(_)
+                    | log::Error::InvalidTopic { .. }
+                    | log::Error::RecordTooLarge { .. }
+                    | log::Error::Unauthorized(_)
+                    | log::Error::UnknownPartition(_)
+                    | log::Error::UnknownTopic(_)
+            ),
+            Self::Abandoned => false,
+        }
+    }
+}
+
+impl LaneContext {
+    /// Where the channels of the jobs are now. Each partition is asked for once.
+    async fn receipts(&self, batch: &[Waiting]) -> log::Result<Vec<Receipt>> {
+        let partitions: Vec<i32> = batch
+            .iter()
+            .map(|waiting| partition_for_key(waiting.job.channel.as_bytes(), self.notification_partitions))
+            .collect();
+        let distinct: BTreeSet<i32> = partitions.iter().copied().collect();
+        let ends = distinct.into_iter().map(|partition| async move {
+            let end = TopicPartition::new(Arc::clone(&self.notifications), partition);
+            Ok::<_, log::Error>((partition, self.log.offset(&end, StartAt::End).await?))
+        });
+        let ends: BTreeMap<i32, i64> = try_join_all(ends).await?.into_iter().collect();
+        Ok(partitions
+            .into_iter()
+            .map(|partition| Receipt {
+                partition,
+                offset: ends[&partition],
+            })
+            .collect())
+    }
+}
+
+impl Job {
+    fn chunk_record(&self, index: usize, value: Bytes) -> ProducerRecord {
+        let chunk = &self.plan.chunks[index];
+        let partition = (self.first_partition as usize + index) % self.to.partitions as usize;
+        let content_type = match self.to.format {
+            BodyFormat::Csv => "text/csv; charset=utf-8",
+            BodyFormat::Ndjson => "application/x-ndjson",
+        };
+        ProducerRecord::to(Arc::clone(&self.to.topic))
+            .partition(partition as i32)
+            .header("bn-job", self.id.clone())
+            .header("bn-job-type", self.to.job_type.clone())
+            .header("bn-chunk", index.to_string())
+            .header("bn-chunks", self.plan.chunks.len().to_string())
+            .header("bn-first-line", chunk.first_line.to_string())
+            .header("bn-rows", chunk.rows.to_string())
+            .header("bn-channel", self.channel.clone())
+            .header("traceparent", self.traceparent.clone())
+            .header("content-type", content_type)
+            .value(value)
+    }
+
+    fn registration(&self, topics: &TopicsConfig) -> Result<ProducerRecord, ProduceError> {
+        let register = JobCommand::Register {
+            job_type: self.to.job_type.clone(),
+            channel: self.channel.clone(),
+            chunks: self.plan.chunks.len() as u32,
+            rows: self.plan.rows,
+            submitted_ms: self.submitted_ms,
+            traceparent: Some(self.traceparent.clone()),
+        };
+        command_record(topics, &self.id, &register).map_err(|error| ProduceError::Registration(error.to_string()))
+    }
+}

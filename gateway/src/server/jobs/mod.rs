@@ -1,0 +1,292 @@
+//! `POST /v1/jobs/{job-type}`: a file becomes chunk records and a registration, all in one transaction.
+//!
+//! ```text
+//! body ──▶ chunk: is it text, where do rows end? ──▶ plan ─┐
+//!      └─▶ spool: memory or a file without a name ─────────┴─▶ lane: transaction of chunks + registration ──▶ 202
+//! ```
+//! The body is received whole before the first record is written, so that a slow client holds no transaction open. A job type is
+//! configuration only: its topic, format and limits.
+
+mod chunk;
+mod lane;
+mod spool;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use self::chunk::{CutError, Cutter, Limits, Plan};
+use self::lane::{Job, JobTopic, Lane, LaneContext, ProduceError, Queue, Receipt, Waiting};
+use self::spool::{Spool, Spooled};
+use super::body::{Incoming, media_type};
+use super::channel_name::check_channel_name;
+use super::config::{BodyFormat, Config, JobTypeConfig};
+use super::data_dir::DataDir;
+use super::trace::traceparent;
+use super::{App, Error, StartError, event};
+use crate::log::{Log, TopicDescription};
+
+/// Small jobs that wait for a lane. When the queue is full a request waits for a place, within its deadline.
+const WAITING_JOBS: usize = 1024;
+/// Large jobs that wait for a lane, likewise.
+const WAITING_LARGE_JOBS: usize = 16;
+/// The folder of bodies on their way, in the data folder.
+const SPOOL_DIR: &str = "spool";
+/// What each begun MiB of a job adds to its deadline.
+const DEADLINE_PER_MIB: Duration = Duration::from_secs(1);
+
+/// Takes jobs in. A part of [`App`].
+#[derive(Debug)]
+pub struct Jobs {
+    types: BTreeMap<String, JobType>,
+    spool: Spool,
+    small: mpsc::Sender<Waiting>,
+    large: mpsc::Sender<Waiting>,
+    large_bytes: u64,
+    deadline: Duration,
+}
+
+#[derive(Debug)]
+struct JobType {
+    config: JobTypeConfig,
+    topic: Arc<JobTopic>,
+}
+
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/v1/jobs/{job_type}", post(submit))
+}
+
+impl Jobs {
+    /// Readies the spool and the producers, and starts the lanes. They end when no more jobs come after `drained`.
+    ///
+    /// # Errors
+    /// The spool's folder cannot be made, or the log not used.
+    pub(super) async fn start(
+        config: &Config,
+        data: &DataDir,
+        log: &Log,
+        notifications: &TopicDescription,
+        tasks: &TaskTracker,
+        drained: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let spool = Spool::new(data.path.join(SPOOL_DIR), config.jobs.memory_bytes).map_err(StartError::Data)?;
+        let mut types = BTreeMap::new();
+        for (name, job_type) in &config.jobs.types {
+            let topic = Arc::new(JobTopic {
+                job_type: name.clone(),
+                topic: job_type.topic.as_str().into(),
+                partitions: log.describe_topic(&job_type.topic).await?.partitions,
+                format: job_type.format,
+            });
+            let config = job_type.clone();
+            types.insert(name.clone(), JobType { config, topic });
+        }
+        let context = LaneContext {
+            log: log.clone(),
+            topics: config.topics.clone(),
+            notifications: notifications.name.as_str().into(),
+            notification_partitions: notifications.partitions,
+            drained,
+        };
+        let transactional_id = |lane: String| format!("{}.gateway.{}.{lane}", config.topics.prefix, data.node);
+        let (small, waiting) = queue(WAITING_JOBS);
+        for lane in 0..config.jobs.lanes {
+            let id = transactional_id(lane.to_string());
+            tasks.spawn(Lane::shared(context.clone(), waiting.clone(), id).await?.run());
+        }
+        let (large, waiting) = queue(WAITING_LARGE_JOBS);
+        for lane in 0..config.jobs.large_lanes {
+            let id = transactional_id(format!("large-{lane}"));
+            tasks.spawn(Lane::single(context.clone(), waiting.clone(), id).await?.run());
+        }
+        Ok(Self {
+            types,
+            spool,
+            small,
+            large,
+            large_bytes: config.jobs.large_bytes,
+            deadline: config.jobs.deadline,
+        })
+    }
+
+    /// Waits until the job is on the log, within its deadline. Who stops waiting takes the job back, if it is not begun.
+    async fn produce(&self, job: Job) -> Result<Receipt, Error> {
+        let size_bytes = job.body.size_bytes;
+        let queue = if size_bytes > self.large_bytes {
+            &self.large
+        } else {
+            &self.small
+        };
+        let mib = u32::try_from(size_bytes.div_ceil(1024 * 1024)).unwrap_or(u32::MAX);
+        let produced = async {
+            let (reply, answer) = oneshot::channel();
+            queue.send(Waiting { job, reply }).await.map_err(|_| Gone)?;
+            answer.await.map_err(|_| Gone)
+        };
+        match tokio::time::timeout(self.deadline + DEADLINE_PER_MIB * mib, produced).await {
+            Ok(Ok(Ok(receipt))) => Ok(receipt),
+            Ok(Ok(Err(ProduceError::Log(error)))) => Err(error.into()),
+            Ok(Ok(Err(error))) => Err(Error::internal(error)),
+            Ok(Err(gone)) => Err(Error::unavailable("stopping", gone)),
+            Err(elapsed) => Err(Error::unavailable("log-unavailable", elapsed)),
+        }
+    }
+}
+
+/// The lanes have ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the lanes have ended")]
+struct Gone;
+
+fn queue(size: usize) -> (mpsc::Sender<Waiting>, Queue) {
+    let (sender, receiver) = mpsc::channel(size);
+    (sender, Arc::new(Mutex::new(receiver)))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SubmitQuery {
+    channel: String,
+}
+
+async fn submit(
+    State(app): State<App>,
+    Path(job_type): Path<String>,
+    query: Result<Query<SubmitQuery>, QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Error> {
+    let jobs = &app.jobs;
+    let Some(JobType { config, topic }) = jobs.types.get(&job_type) else {
+        return Err(Error::not_found(
+            "unknown-job-type",
+            format!("there is no job type {job_type:?}"),
+        ));
+    };
+    let Query(SubmitQuery { channel }) =
+        query.map_err(|rejection| Error::bad_request("bad-query", rejection.body_text()))?;
+    check_channel_name(&channel)?;
+    check_content_type(config.format, &headers)?;
+    let incoming = Incoming::new(&headers, body, config.max_body_bytes, app.config.http.stall_timeout).await?;
+    let (body, plan) = receive(incoming, &jobs.spool, config).await?;
+    let job = Job {
+        id: Uuid::now_v7().to_string(),
+        to: Arc::clone(topic),
+        channel: channel.clone(),
+        traceparent: traceparent(&headers),
+        submitted_ms: event::now_ms(),
+        plan,
+        body,
+        first_partition: rand::random_range(0..topic.partitions),
+    };
+    let id = job.id.clone();
+    jobs.produce(job).await?;
+    Ok(accepted(&headers, &id, &channel))
+}
+
+/// CSV and NDJSON have several names. A charset must be UTF-8.
+fn check_content_type(format: BodyFormat, headers: &HeaderMap) -> Result<(), Error> {
+    let accepted: &[&str] = match format {
+        BodyFormat::Csv => &["text/csv", "application/csv", "application/vnd.ms-excel"],
+        BodyFormat::Ndjson => &["application/x-ndjson", "application/ndjson", "application/jsonl"],
+    };
+    let (media_type, charset) = media_type(headers);
+    if !accepted.contains(&media_type.as_str()) {
+        return Err(Error::refused(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content-type",
+            format!("this job type takes {}, not {media_type:?}", accepted[0]),
+        ));
+    }
+    match charset.as_deref() {
+        None | Some("utf-8" | "utf8" | "us-ascii") => Ok(()),
+        Some(charset) => Err(Error::refused(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "charset",
+            format!("the charset must be utf-8, not {charset}"),
+        )),
+    }
+}
+
+/// Receives a body to its end, checking and cutting it on the way. What is left of a refused one is read and forgotten.
+async fn receive(mut incoming: Incoming, spool: &Spool, config: &JobTypeConfig) -> Result<(Spooled, Plan), Error> {
+    let limits = Limits {
+        rows: config.chunk_rows,
+        bytes: config.chunk_bytes,
+    };
+    let mut cutter = Cutter::new(config.format, limits);
+    let mut upload = spool.upload();
+    let refusal = loop {
+        match incoming.next().await {
+            Ok(Some(bytes)) => {
+                if let Err(error) = cutter.push(&bytes) {
+                    break error.into();
+                }
+                upload.push(&bytes).await.map_err(spool_failed)?;
+            }
+            Ok(None) => return Ok((upload.finish().await.map_err(spool_failed)?, cutter.finish()?)),
+            Err(error) => break error,
+        }
+    };
+    drop(upload);
+    incoming.drain().await;
+    Err(refusal)
+}
+
+/// The disk is full, most likely.
+fn spool_failed(error: io::Error) -> Error {
+    Error::unavailable("spool-unavailable", error)
+}
+
+impl From<CutError> for Error {
+    fn from(error: CutError) -> Self {
+        Self::Refused {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            code: error.code,
+            detail: error.detail,
+            line: Some(error.line),
+        }
+    }
+}
+
+/// 202: nothing in the body unless the client prefers it.
+fn accepted(headers: &HeaderMap, id: &str, channel: &str) -> Response {
+    let location = [(header::LOCATION, format!("/v1/jobs/{id}"))];
+    if !prefers_representation(headers) {
+        return (StatusCode::ACCEPTED, location).into_response();
+    }
+    let applied = [("preference-applied", "return=representation")];
+    let job = Json(Representation { id, channel });
+    (StatusCode::ACCEPTED, location, applied, job).into_response()
+}
+
+/// A job as it is when it is submitted.
+#[derive(Serialize)]
+struct Representation<'a> {
+    id: &'a str,
+    channel: &'a str,
+}
+
+/// Whether the client asks for the job in the answer (RFC 7240).
+fn prefers_representation(headers: &HeaderMap) -> bool {
+    headers
+        .get_all("prefer")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|preference| preference.trim().eq_ignore_ascii_case("return=representation"))
+}
