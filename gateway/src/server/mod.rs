@@ -14,6 +14,7 @@ mod health;
 mod http;
 pub mod job_state;
 pub mod job_store;
+pub mod job_view;
 mod jobs;
 mod origin;
 mod trace;
@@ -33,6 +34,7 @@ pub use config::{Config, ConfigError};
 pub use data_dir::DataDir;
 pub use error::Error;
 pub(crate) use http::ConnectionPermit;
+use job_view::{JobView, JobViewError};
 pub use jobs::Jobs;
 
 /// What every handler can reach. Clones are cheap.
@@ -54,6 +56,8 @@ pub struct AppParts {
     pub notifications: TopicDescription,
     /// Takes jobs in.
     pub jobs: Jobs,
+    /// The states of jobs; `None` when this node leaves them to others.
+    pub job_view: Option<JobView>,
     /// Cancelled when the gateway is told to stop: streams tell their clients to come back, loops end.
     pub stopping: CancellationToken,
     /// Tasks that outlive the request that began them. All of them end soon after `stopping`.
@@ -86,6 +90,9 @@ pub enum StartError {
     /// The log cannot be used, or its topics are not as they have to be.
     #[error(transparent)]
     Log(#[from] log::Error),
+    /// The job view's file cannot be used.
+    #[error(transparent)]
+    JobView(#[from] JobViewError),
 }
 
 /// A gateway that is ready and listens; connections wait until it serves.
@@ -124,6 +131,10 @@ impl Server {
         let tasks = TaskTracker::new();
         let drained = CancellationToken::new();
         let jobs = Jobs::start(&config, &data, &log, &notifications, &tasks, drained.clone()).await?;
+        let job_view = match config.jobs.view {
+            true => Some(JobView::open(&data.path)?),
+            false => None,
+        };
         let app = App(Arc::new(AppParts {
             config,
             data,
@@ -131,6 +142,7 @@ impl Server {
             producer,
             notifications,
             jobs,
+            job_view,
             stopping,
             tasks,
         }));
@@ -155,6 +167,10 @@ impl Server {
             app, drained, listener, ..
         } = self;
         app.tasks.spawn(own_jobs(app.clone()));
+        if let Some(view) = app.job_view.clone() {
+            app.tasks
+                .spawn(view.run(app.log.clone(), app.config.topics.jobs(), app.stopping.clone()));
+        }
         http::serve(listener, router(&app), &app.config.http, app.stopping.clone()).await;
         drained.cancel();
         app.tasks.close();
@@ -190,7 +206,19 @@ fn router(app: &App) -> Router {
     Router::new()
         .merge(health::routes())
         .merge(jobs::routes())
+        .merge(job_view::routes())
         .merge(assets::routes(&app.config.web))
         .layer(axum::middleware::from_fn_with_state(origins, origin::check))
         .with_state(app.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_are_posted_and_looked_up_under_one_path() {
+        // It panics when two routes contradict each other.
+        let _: Router<App> = Router::new().merge(jobs::routes()).merge(job_view::routes());
+    }
 }
