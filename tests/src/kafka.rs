@@ -298,7 +298,7 @@ log.segment.delete.delay.ms=500
 
 /// Free ports below the range from which the system takes those of outgoing connections, so that a broker that is down for a
 /// while finds its own free again.
-fn free_ports<const N: usize>() -> [u16; N] {
+pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
     // Held together until all are found, so that they differ.
     let listeners: [TcpListener; N] = std::array::from_fn(|_| {
         loop {

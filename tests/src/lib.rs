@@ -1,3 +1,5 @@
 //! What the end to end tests share.
 
 pub mod kafka;
+pub mod process;
+pub mod proxy;
