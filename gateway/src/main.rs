@@ -2,6 +2,7 @@
 //!
 //! Exits 0 after a graceful stop, 64 for a bad setting, 69 when the gateway cannot start. A second signal ends at once.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use barnabas::server::config::LoggingFormat;
@@ -52,6 +53,7 @@ fn start_logging(config: &Config) -> Result<(), tracing_subscriber::filter::Pars
     let filter = EnvFilter::builder().parse(&config.logging.filter)?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match config.logging.format {
         LoggingFormat::Text => subscriber.init(),

@@ -8,8 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use axum::Router;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use http::{HeaderValue, StatusCode, Uri, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use tower_http::services::ServeDir;
 
 use super::config::WebConfig;
@@ -32,16 +31,24 @@ static ASSETS: &[Asset] = include!(concat!(env!("OUT_DIR"), "/assets.rs"));
 pub(crate) fn routes(config: &WebConfig) -> Router<App> {
     let router = match &config.dir {
         Some(dir) => Router::new().fallback_service(ServeDir::new(dir)),
-        None => Router::new().fallback(get(embedded)),
+        None => Router::new().fallback(embedded),
     };
     router.layer(axum::middleware::map_response(protect))
 }
 
-async fn embedded(uri: Uri, request: Request) -> Response {
-    let path = uri.path().trim_start_matches('/');
+async fn embedded(request: Request) -> Response {
+    let path = request.uri().path().trim_start_matches('/');
     let Some(asset) = find(path) else {
         return Error::not_found("not-found", format!("there is nothing at /{path}")).into_response();
     };
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let refusal = Error::refused(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method-not-allowed",
+            "pages are only read",
+        );
+        return ([(header::ALLOW, "GET, HEAD")], refusal).into_response();
+    }
     let etag = etag(asset.bytes);
     let known = request.headers().get(header::IF_NONE_MATCH);
     if known.is_some_and(|known| known.as_bytes() == etag.as_bytes()) {

@@ -10,6 +10,7 @@ pub mod config;
 mod data_dir;
 mod error;
 pub mod event;
+mod events;
 mod health;
 mod http;
 pub mod job_state;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::log::{self, Log, Producer, ProducerSettings, TopicDescription};
@@ -99,8 +100,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Server {
     app: App,
-    /// Cancelled when no more requests come: what works for requests may end then.
-    drained: CancellationToken,
+    /// Dropped when no more requests come: what works for requests may end then.
+    working: DropGuard,
     listener: TcpListener,
     address: SocketAddr,
 }
@@ -130,7 +131,8 @@ impl Server {
         let producer = log.producer(ProducerSettings::default()).await?;
         let tasks = TaskTracker::new();
         let drained = CancellationToken::new();
-        let jobs = Jobs::start(&config, &data, &log, &notifications, &tasks, drained.clone()).await?;
+        let working = drained.clone().drop_guard();
+        let jobs = Jobs::start(&config, &data, &log, &notifications, &tasks, drained).await?;
         let job_view = match config.jobs.view {
             true => Some(JobView::open(&data.path)?),
             false => None,
@@ -148,7 +150,7 @@ impl Server {
         }));
         Ok(Self {
             app,
-            drained,
+            working,
             listener,
             address,
         })
@@ -164,7 +166,7 @@ impl Server {
     pub async fn serve(self) {
         tracing::info!(address = %self.address, "listening on http://{}", self.address);
         let Self {
-            app, drained, listener, ..
+            app, working, listener, ..
         } = self;
         app.tasks.spawn(own_jobs(app.clone()));
         if let Some(view) = app.job_view.clone() {
@@ -172,7 +174,7 @@ impl Server {
                 .spawn(view.run(app.log.clone(), app.config.topics.jobs(), app.stopping.clone()));
         }
         http::serve(listener, router(&app), &app.config.http, app.stopping.clone()).await;
-        drained.cancel();
+        drop(working);
         app.tasks.close();
         if tokio::time::timeout(app.config.http.shutdown_grace, app.tasks.wait())
             .await
@@ -205,6 +207,7 @@ fn router(app: &App) -> Router {
     let origins = Arc::new(origin::Origins::new(&app.config.listen));
     Router::new()
         .merge(health::routes())
+        .merge(events::routes())
         .merge(jobs::routes())
         .merge(job_view::routes())
         .merge(assets::routes(&app.config.web))

@@ -4,10 +4,13 @@ use http::HeaderMap;
 
 /// The `traceparent` of a request, or that of a new trace if it has none, or one that is not valid.
 pub(super) fn traceparent(headers: &HeaderMap) -> String {
-    match headers.get("traceparent").and_then(|value| value.to_str().ok()) {
-        Some(given) if is_valid(given) => given.to_owned(),
-        _ => format!("00-{:032x}-{:016x}-00", non_zero_u128(), non_zero_u64()),
-    }
+    given_traceparent(headers).unwrap_or_else(|| format!("00-{:032x}-{:016x}-00", non_zero_u128(), non_zero_u64()))
+}
+
+/// The `traceparent` of a request, if it has a valid one.
+pub(super) fn given_traceparent(headers: &HeaderMap) -> Option<String> {
+    let given = headers.get("traceparent")?.to_str().ok()?;
+    is_valid(given).then(|| given.to_owned())
 }
 
 /// Version 00 of <https://www.w3.org/TR/trace-context/#traceparent-header>.
