@@ -902,4 +902,18 @@ mod tests {
         assert!(config.jobs.types.contains_key("import-contacts"));
         assert!(config.topic_specs().iter().any(|spec| spec.name == "import-events"));
     }
+
+    #[test]
+    fn the_documented_file_names_every_setting_with_its_default() {
+        let text = include_str!("../../docs/barnabas.toml");
+        let mut documented = read(text, &[], &[]).expect("settings");
+        let another = documented.jobs.types.remove("import-events");
+        assert_eq!(another, Some(JobTypeConfig::new("import-events", BodyFormat::Ndjson)));
+        assert_eq!(format!("{documented:?}"), format!("{:?}", Config::default()));
+        for key in SETTINGS.iter().map(|setting| setting.key) {
+            let name = key.rsplit('.').next().unwrap_or(key);
+            let is_named = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{name} = "));
+            assert!(text.lines().any(is_named), "{key} is missing");
+        }
+    }
 }
