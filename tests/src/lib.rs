@@ -1,5 +1,7 @@
 //! What the end to end tests share.
 
+pub mod http;
 pub mod kafka;
 pub mod process;
 pub mod proxy;
+pub mod subscriber;
