@@ -15,6 +15,9 @@
 //! place in the log: it must not hold up the commands of others. It stays on the commands topic until retention; there is no
 //! dead-letter topic for it yet.
 //!
+//! A state or an event that its topic refuses, such as one that is too large, holds up its partition, loudly, for there is
+//! nobody else to write it: an aggregate must bound its state.
+//!
 //! Memory of an owner is bounded by the open keys. An ended key ([`Aggregate::is_ended`]) leaves memory
 //! [`AtomicStoreSettings::keep_ended`] after its last change, and any other key when the state topic's retention has passed
 //! since its last change, for then the log forgets it too. Commands for a key that has left find no state.

@@ -344,3 +344,39 @@ pub(super) enum Request {
         link: LinkId,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch() -> Batch {
+        Batch {
+            partition: TopicPartition::new("commands", 0),
+            records: Vec::new(),
+            next_offset: NextOffset(0),
+            caught_up: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_inbox_pauses_its_partition_once_and_resumes_it_when_nearly_empty() {
+        let inbox = Inbox::default();
+        let pauses: Vec<bool> = (0..6).map(|_| inbox.push(batch())).collect();
+        assert_eq!(pauses, [false, false, false, true, false, false]);
+        inbox.ready().await;
+        let resumes: Vec<bool> = (0..6).map(|_| inbox.pop().expect("a batch").1).collect();
+        assert_eq!(resumes, [false, false, false, false, true, false]);
+        assert!(inbox.pop().is_none() && !inbox.is_paused());
+    }
+
+    #[test]
+    fn clearing_an_inbox_says_whether_its_partition_was_paused() {
+        let inbox = Inbox::default();
+        inbox.push(batch());
+        assert!(!inbox.clear());
+        for _ in 0..INBOX_BATCHES {
+            inbox.push(batch());
+        }
+        assert!(inbox.clear() && !inbox.is_paused() && inbox.pop().is_none());
+    }
+}

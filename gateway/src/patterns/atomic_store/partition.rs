@@ -175,9 +175,9 @@ impl<'a, A: Aggregate> Partition<'a, A> {
         if commands > 0 {
             let group = self.link.metadata().await?;
             transaction.send_offsets(group, [(self.link.partition.clone(), self.consumed)]);
-            self.has_committed = true;
         }
         transaction.commit().await?;
+        self.has_committed |= commands > 0;
         self.states.keep(window, now_ms);
         self.committed = self.consumed;
         Ok(())

@@ -225,3 +225,155 @@ impl<A: Aggregate> States<A> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Headers;
+
+    /// Adds numbers; 0 removes the key, 9 ends it, and 5 asks to be derived 100 ms later.
+    struct Sums;
+
+    impl Aggregate for Sums {
+        type State = u32;
+        type Command = u32;
+
+        fn apply(&self, _: &str, state: &mut Option<u32>, number: u32) {
+            match number {
+                0 => *state = None,
+                number => *state = Some(state.unwrap_or(0) + number),
+            }
+        }
+
+        fn derive(&self, key: &str, state: &mut u32, now_ms: i64) -> Derived {
+            Derived {
+                events: vec![
+                    ProducerRecord::to("events")
+                        .key(key.to_owned())
+                        .value(state.to_string()),
+                ],
+                again_at_ms: (*state == 5).then_some(now_ms + 100),
+            }
+        }
+
+        fn is_ended(&self, state: &u32) -> bool {
+            *state == 9
+        }
+    }
+
+    fn states() -> States<Sums> {
+        let bounds = Bounds {
+            window_commands: 2,
+            keep_ended_ms: 1000,
+            retention_ms: Some(10_000),
+        };
+        States::new(Arc::new(Sums), bounds, TopicPartition::new("sums", 3))
+    }
+
+    /// Commits a window of commands and returns its records as topic, key and value.
+    fn window(states: &mut States<Sums>, now_ms: i64, commands: &[(&str, u32)]) -> Vec<String> {
+        let mut window = Window::new();
+        for (key, command) in commands {
+            states.apply(&mut window, key, *command);
+        }
+        let records = states.derive(&mut window, now_ms).expect("numbers are JSON");
+        states.keep(window, now_ms);
+        let text = |bytes: Option<bytes::Bytes>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        records
+            .into_iter()
+            .map(|record| {
+                assert_eq!(record.topic.as_ref() == "sums", record.partition == Some(3));
+                let (key, value) = (text(record.key).expect("a key"), text(record.value));
+                format!("{} {key} {}", record.topic, value.as_deref().unwrap_or("removed"))
+            })
+            .collect()
+    }
+
+    fn record(key: &str, value: Option<&str>, timestamp_ms: i64) -> Record {
+        Record {
+            offset: 0,
+            timestamp_ms,
+            key: Some(key.to_owned().into()),
+            value: value.map(|value| value.to_owned().into()),
+            headers: Headers::new(),
+        }
+    }
+
+    #[test]
+    fn a_window_writes_each_changed_key_once() {
+        let mut states = states();
+        let records = window(&mut states, 1, &[("b", 1), ("a", 2), ("b", 3)]);
+        assert_eq!(records, ["sums a 2", "sums b 4", "events a 2", "events b 4"]);
+        assert_eq!(
+            window(&mut states, 2, &[("a", 0), ("b", 1)]),
+            ["sums a removed", "sums b 5", "events b 5"]
+        );
+        assert_eq!(states.len(), 1);
+    }
+
+    #[test]
+    fn a_dropped_window_has_changed_nothing() {
+        let mut states = states();
+        window(&mut states, 1, &[("a", 1)]);
+        let mut dropped = Window::new();
+        states.apply(&mut dropped, "a", 7);
+        states.apply(&mut dropped, "b", 7);
+        states.derive(&mut dropped, 2).expect("numbers are JSON");
+        drop(dropped);
+        assert_eq!(window(&mut states, 3, &[("a", 1)]), ["sums a 2", "events a 2"]);
+        assert_eq!(states.len(), 1);
+    }
+
+    #[test]
+    fn a_due_key_is_derived_again_without_being_written_again() {
+        let mut states = states();
+        window(&mut states, 1, &[("a", 5)]);
+        assert_eq!(states.due_ms(), Some(101));
+        assert!(window(&mut states, 100, &[]).is_empty());
+        assert_eq!(window(&mut states, 101, &[]), ["events a 5"]);
+        assert_eq!(states.due_ms(), Some(201));
+        window(&mut states, 150, &[("a", 1)]);
+        assert_eq!(states.due_ms(), None);
+    }
+
+    #[test]
+    fn a_new_owner_derives_every_open_key_a_window_at_a_time() {
+        let mut states = states();
+        for key in ["a", "b", "c"] {
+            states.restore(&record(key, Some("5"), 1), 50);
+        }
+        states.restore(&record("ended", Some("9"), 1), 50);
+        states.restore(&record("removed", Some("1"), 1), 50);
+        states.restore(&record("removed", None, 2), 50);
+        states.restore(&record("unreadable", Some("{"), 2), 50);
+        assert_eq!(states.len(), 4);
+        assert_eq!(window(&mut states, 50, &[]), ["events a 5", "events b 5"]);
+        assert_eq!(window(&mut states, 50, &[]), ["events c 5"]);
+        assert_eq!(states.due_ms(), Some(150));
+    }
+
+    #[test]
+    fn memory_forgets_what_has_ended_and_what_the_log_forgets() {
+        let mut states = states();
+        window(&mut states, 0, &[("ended", 9), ("open", 1)]);
+        window(&mut states, 8000, &[("moved", 1)]);
+        states.forget(1000);
+        assert_eq!(states.len(), 3);
+        states.forget(1001);
+        assert_eq!(states.len(), 2);
+        states.forget(10_001);
+        assert_eq!(states.len(), 1);
+        assert_eq!(
+            window(&mut states, 10_002, &[("moved", 1)]),
+            ["sums moved 2", "events moved 2"]
+        );
+        for (key, value) in [("ended", "9"), ("open", "1")] {
+            states.restore(&record(key, Some(value), 0), 10_003);
+        }
+        assert_eq!(
+            states.len(),
+            1,
+            "and does not take it back from a log that has not been cleaned yet"
+        );
+    }
+}
