@@ -134,7 +134,10 @@ impl Server {
         let working = drained.clone().drop_guard();
         let jobs = Jobs::start(&config, &data, &log, &notifications, &tasks, drained).await?;
         let job_view = match config.jobs.view {
-            true => Some(JobView::open(&data.path)?),
+            true => {
+                let states = log.describe_topic(&config.topics.jobs()).await?;
+                Some(JobView::open(&data.path, &states)?)
+            }
             false => None,
         };
         let app = App(Arc::new(AppParts {

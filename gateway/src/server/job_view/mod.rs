@@ -27,7 +27,7 @@ use uuid::Uuid;
 use self::file::{Change, JobFile};
 use super::event::now_ms;
 use super::job_state::JobState;
-use crate::log::{self, Batch, Log, Reader, StartAt};
+use crate::log::{self, Batch, Log, Reader, StartAt, TopicDescription};
 
 pub(crate) use routes::routes;
 
@@ -83,21 +83,23 @@ pub enum JobViewError {
 }
 
 impl JobView {
-    /// Opens the view in a folder, making both if they do not exist.
+    /// Opens the view of a topic in a folder, making both if they do not exist. What stands in the file from another topic, or
+    /// from one of that name that was deleted, is dropped before anybody can see it.
     ///
     /// # Errors
     /// The folder or the file cannot be used.
-    pub fn open(folder: &Path) -> Result<Self, JobViewError> {
+    pub fn open(folder: &Path, topic: &TopicDescription) -> Result<Self, JobViewError> {
         std::fs::create_dir_all(folder)?;
         let path = folder.join(FILE);
-        let writing = JobFile::open(&path)?;
+        let mut writing = JobFile::open(&path)?;
+        writing.positions(topic.id)?;
         let reading = JobFile::open(&path)?;
         Ok(Self(Arc::new(Inner {
             writing: Mutex::new(writing),
             reading: Mutex::new(reading),
             waiting: Mutex::default(),
             is_caught_up: AtomicBool::new(false),
-            retention_ms: AtomicI64::new(i64::MAX),
+            retention_ms: AtomicI64::new(retention_ms(topic)),
         })))
     }
 
@@ -166,9 +168,7 @@ impl JobView {
 
     async fn follow(&self, log: &Log, topic: &str) -> Result<Infallible, JobViewError> {
         let description = log.describe_topic(topic).await?;
-        let retention_ms = description.retention.map_or(i64::MAX, |retention| {
-            i64::try_from(retention.as_millis()).unwrap_or(i64::MAX)
-        });
+        let retention_ms = retention_ms(&description);
         self.0.retention_ms.store(retention_ms, Ordering::Release);
         let id = description.id;
         let positions = self.blocking(move |inner| lock(&inner.writing).positions(id)).await?;
@@ -247,6 +247,12 @@ impl JobView {
             .await
             .map_err(|error| JobViewError::Broken(error.to_string()))?
     }
+}
+
+fn retention_ms(topic: &TopicDescription) -> i64 {
+    topic.retention.map_or(i64::MAX, |retention| {
+        i64::try_from(retention.as_millis()).unwrap_or(i64::MAX)
+    })
 }
 
 /// Reads on from a position, or from the start where there is none or it is not kept.
