@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Error;
 
@@ -22,45 +22,43 @@ pub(super) struct Incoming {
     received: u64,
     max_bytes: u64,
     stall_timeout: Duration,
+    is_compressed: bool,
+    /// The client asked whether to send, and sends only when it is read from.
+    awaits_continue: bool,
 }
 
 impl Incoming {
     /// The body of a request with these headers.
-    ///
-    /// # Errors
-    /// 413 when the body's announced length is above `max_bytes`, 415 when it is compressed.
-    pub(super) async fn new(
-        headers: &HeaderMap,
-        body: Body,
-        max_bytes: u64,
-        stall_timeout: Duration,
-    ) -> Result<Self, Error> {
-        let announced = body.size_hint().lower();
-        let incoming = Self {
+    pub(super) fn new(headers: &HeaderMap, body: Body, stall_timeout: Duration) -> Self {
+        Self {
             body,
             received: 0,
-            max_bytes,
+            max_bytes: 0,
             stall_timeout,
-        };
-        let refusal = if announced > max_bytes {
-            too_large(max_bytes)
-        } else if headers
-            .get(header::CONTENT_ENCODING)
-            .is_some_and(|coding| coding != "identity")
-        {
-            Error::refused(
+            is_compressed: headers
+                .get(header::CONTENT_ENCODING)
+                .is_some_and(|coding| coding != "identity"),
+            awaits_continue: headers.contains_key(header::EXPECT),
+        }
+    }
+
+    /// Takes up to `max_bytes`; nothing without it.
+    ///
+    /// # Errors
+    /// 413 when the body's announced length is above it, 415 when the body is compressed.
+    pub(super) fn allow(&mut self, max_bytes: u64) -> Result<(), Error> {
+        if self.is_compressed {
+            return Err(Error::refused(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "content-encoding",
                 "compressed bodies are not accepted",
-            )
-        } else {
-            return Ok(incoming);
-        };
-        // Who asks first whether to send need not send.
-        if !headers.contains_key(header::EXPECT) {
-            incoming.drain().await;
+            ));
         }
-        Err(refusal)
+        if self.body.size_hint().lower() > max_bytes {
+            return Err(too_large(max_bytes));
+        }
+        self.max_bytes = max_bytes;
+        Ok(())
     }
 
     /// The next piece; `None` at the end.
@@ -100,25 +98,23 @@ impl Incoming {
     ///
     /// # Errors
     /// Those of [`Incoming::next`].
-    pub(super) async fn read_all(mut self) -> Result<Bytes, Error> {
-        let mut all = Vec::with_capacity(usize::try_from(self.body.size_hint().lower()).unwrap_or(0));
-        loop {
-            match self.next().await {
-                Ok(Some(bytes)) => all.extend_from_slice(&bytes),
-                Ok(None) => return Ok(all.into()),
-                Err(error) => {
-                    self.drain().await;
-                    return Err(error);
-                }
-            }
+    pub(super) async fn read_all(&mut self) -> Result<Bytes, Error> {
+        let announced = usize::try_from(self.body.size_hint().lower()).unwrap_or(0);
+        let mut all = Vec::with_capacity(announced);
+        while let Some(bytes) = self.next().await? {
+            all.extend_from_slice(&bytes);
         }
+        Ok(all.into())
     }
 
-    /// Reads what is left and forgets it, for a bounded time.
+    /// Reads what is left of a refused body and forgets it, for a bounded time.
     pub(super) async fn drain(mut self) {
+        if self.awaits_continue && self.received == 0 {
+            return;
+        }
         let deadline = Instant::now() + DRAIN;
         self.max_bytes = u64::MAX;
-        while let Ok(Ok(Some(_))) = tokio::time::timeout_at(deadline, self.next()).await {}
+        while let Ok(Ok(Some(_))) = timeout_at(deadline, self.next()).await {}
     }
 }
 

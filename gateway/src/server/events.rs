@@ -36,24 +36,42 @@ async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
-    check_channel_name(&channel)?;
-    if query.is_some_and(|query| !query.is_empty()) {
-        return Err(Error::bad_request("bad-query", "posting events takes no query"));
-    }
-    let encoding = Encoding::of(&headers)?;
-    let max_bytes = app.config.events.max_body_bytes as u64;
-    let incoming = Incoming::new(&headers, body, max_bytes, app.config.http.stall_timeout).await?;
-    let body = incoming.read_all().await?;
-    let mut records = encoding.records(&app.notifications.name, &channel, &headers, &body)?;
-    if let Some(traceparent) = given_traceparent(&headers) {
-        for record in &mut records {
-            record.headers.push("traceparent", traceparent.clone());
+    let mut incoming = Incoming::new(&headers, body, app.config.http.stall_timeout);
+    let records = match receive(&app, &channel, query.as_deref(), &headers, &mut incoming).await {
+        Ok(records) => records,
+        Err(error) => {
+            incoming.drain().await;
+            return Err(error);
         }
-    }
+    };
     timeout(app.config.events.deadline, append_all(&app, records))
         .await
         .map_err(|elapsed| Error::unavailable("log-unavailable", elapsed))??;
     Ok(StatusCode::ACCEPTED.into_response())
+}
+
+/// The records of a request, if nothing is wrong with it.
+async fn receive(
+    app: &App,
+    channel: &str,
+    query: Option<&str>,
+    headers: &HeaderMap,
+    incoming: &mut Incoming,
+) -> Result<Vec<ProducerRecord>, Error> {
+    check_channel_name(channel)?;
+    if query.is_some_and(|query| !query.is_empty()) {
+        return Err(Error::bad_request("bad-query", "posting events takes no query"));
+    }
+    let encoding = Encoding::of(headers)?;
+    incoming.allow(app.config.events.max_body_bytes as u64)?;
+    let body = incoming.read_all().await?;
+    let mut records = encoding.records(&app.notifications.name, channel, headers, &body)?;
+    if let Some(traceparent) = given_traceparent(headers) {
+        for record in &mut records {
+            record.headers.push("traceparent", traceparent.clone());
+        }
+    }
+    Ok(records)
 }
 
 /// Appends records in their order, and says where the last stands.

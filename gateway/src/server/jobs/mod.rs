@@ -170,8 +170,28 @@ async fn submit(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
-    let jobs = &app.jobs;
-    let Some(JobType { config, topic }) = jobs.types.get(&job_type) else {
+    let mut incoming = Incoming::new(&headers, body, app.config.http.stall_timeout);
+    let job = match receive(&app.jobs, &job_type, query, &headers, &mut incoming).await {
+        Ok(job) => job,
+        Err(error) => {
+            incoming.drain().await;
+            return Err(error);
+        }
+    };
+    let (id, channel) = (job.id.clone(), job.channel.clone());
+    app.jobs.produce(job).await?;
+    Ok(accepted(&headers, &id, &channel))
+}
+
+/// The job of a request, complete, if nothing is wrong with it.
+async fn receive(
+    jobs: &Jobs,
+    job_type: &str,
+    query: Result<Query<SubmitQuery>, QueryRejection>,
+    headers: &HeaderMap,
+    incoming: &mut Incoming,
+) -> Result<Job, Error> {
+    let Some(JobType { config, topic }) = jobs.types.get(job_type) else {
         return Err(Error::not_found(
             "unknown-job-type",
             format!("there is no job type {job_type:?}"),
@@ -180,22 +200,19 @@ async fn submit(
     let Query(SubmitQuery { channel }) =
         query.map_err(|rejection| Error::bad_request("bad-query", rejection.body_text()))?;
     check_channel_name(&channel)?;
-    check_content_type(config.format, &headers)?;
-    let incoming = Incoming::new(&headers, body, config.max_body_bytes, app.config.http.stall_timeout).await?;
-    let (body, plan) = receive(incoming, &jobs.spool, config).await?;
-    let job = Job {
+    check_content_type(config.format, headers)?;
+    incoming.allow(config.max_body_bytes)?;
+    let (body, plan) = receive_body(incoming, &jobs.spool, config).await?;
+    Ok(Job {
         id: Uuid::now_v7().to_string(),
         to: Arc::clone(topic),
-        channel: channel.clone(),
-        traceparent: traceparent(&headers),
+        channel,
+        traceparent: traceparent(headers),
         submitted_ms: event::now_ms(),
         plan,
         body,
         first_partition: rand::random_range(0..topic.partitions),
-    };
-    let id = job.id.clone();
-    jobs.produce(job).await?;
-    Ok(accepted(&headers, &id, &channel))
+    })
 }
 
 /// CSV and NDJSON have several names. A charset must be UTF-8.
@@ -222,29 +239,24 @@ fn check_content_type(format: BodyFormat, headers: &HeaderMap) -> Result<(), Err
     }
 }
 
-/// Receives a body to its end, checking and cutting it on the way. What is left of a refused one is read and forgotten.
-async fn receive(mut incoming: Incoming, spool: &Spool, config: &JobTypeConfig) -> Result<(Spooled, Plan), Error> {
+/// Receives a body to its end, checking and cutting it on the way.
+async fn receive_body(
+    incoming: &mut Incoming,
+    spool: &Spool,
+    config: &JobTypeConfig,
+) -> Result<(Spooled, Plan), Error> {
     let limits = Limits {
         rows: config.chunk_rows,
         bytes: config.chunk_bytes,
     };
     let mut cutter = Cutter::new(config.format, limits);
     let mut upload = spool.upload();
-    let refusal = loop {
-        match incoming.next().await {
-            Ok(Some(bytes)) => {
-                if let Err(error) = cutter.push(&bytes) {
-                    break error.into();
-                }
-                upload.push(&bytes).await.map_err(spool_failed)?;
-            }
-            Ok(None) => return Ok((upload.finish().await.map_err(spool_failed)?, cutter.finish()?)),
-            Err(error) => break error,
-        }
-    };
-    drop(upload);
-    incoming.drain().await;
-    Err(refusal)
+    while let Some(bytes) = incoming.next().await? {
+        cutter.push(&bytes)?;
+        upload.push(&bytes).await.map_err(spool_failed)?;
+    }
+    let plan = cutter.finish()?;
+    Ok((upload.finish().await.map_err(spool_failed)?, plan))
 }
 
 /// The disk is full, most likely.
