@@ -507,10 +507,9 @@ impl Config {
     pub async fn open_log(&self) -> log::Result<Log> {
         match &self.kafka.brokers {
             Some(brokers) => {
-                Log::connect_kafka(log::kafka::KafkaSettings {
-                    brokers: brokers.clone(),
-                })
-                .await
+                let mut settings = log::kafka::KafkaSettings::new(brokers);
+                settings.overrides.clone_from(&self.kafka.options);
+                Log::connect_kafka(settings).await
             }
             None => {
                 Log::open_embedded(log::embedded::EmbeddedSettings {

@@ -1,84 +1,291 @@
-//! Engine: kafka. Not built in yet: every call answers with [`Error::Unavailable`].
+//! Engine 2: Apache Kafka, or any broker of its protocol, through librdkafka.
+//!
+//! librdkafka's calls block and its consumers belong to one thread, so each [`Reader`], [`GroupMember`] and
+//! [`TransactionalProducer`] has an OS thread of its own; handles speak to it through bounded channels. Requests about topics
+//! and offsets run on tokio's blocking threads. Nothing here blocks a tokio worker.
+//!
+//! What librdkafka's settings are called is known to [`settings`] alone, what its errors mean to [`error`], and its memory is
+//! touched in [`event`] and [`admin_request`] only.
 
+mod admin;
+mod admin_request;
+mod batch;
+mod error;
+mod event;
+mod group;
+mod producer;
+mod reader;
+mod settings;
+mod transaction;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread;
+
+use rdkafka::admin::AdminClient;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::message::{Header, OwnedHeaders};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::reader::READ_AHEAD_BATCHES;
+use super::transaction::WAITING_SLICES;
 use super::{
-    Delivery, Error, GroupDescription, GroupMember, GroupSettings, Producer, ProducerRecord, ProducerSettings, Reader,
-    Result, StartAt, TopicDescription, TopicPartition, TopicPlan, TopicSpec, TransactionalProducer,
+    Error, GroupMember, GroupSettings, Headers, Producer, ProducerRecord, ProducerSettings, Reader, Result, StartAt,
+    TopicPartition, TransactionalProducer,
 };
+use error::{Attempt, Resource};
+use event::LogContext;
+pub(super) use group::KafkaGroupMetadata;
+pub(super) use producer::KafkaProducer;
+pub use settings::KafkaSettings;
 
-/// Where and how the log is kept.
-#[derive(Clone, Debug)]
-pub struct KafkaSettings {
-    /// `bootstrap.servers`.
-    pub brokers: String,
+/// Commands on their way to a reader's or member's thread. When the queue is full the caller waits.
+const WAITING_COMMANDS: usize = 64;
+
+/// A connection to Kafka. Clones share it.
+#[derive(Clone)]
+pub(super) struct KafkaLog(Arc<Shared>);
+
+struct Shared {
+    settings: KafkaSettings,
+    admin: AdminClient<LogContext>,
+    /// Asked for the end behind open transactions; made when first needed.
+    uncommitted: OnceLock<AdminClient<LogContext>>,
+    /// What producers need to know of topics. As many as this process writes to.
+    topics: Mutex<HashMap<Arc<str>, KnownTopic>>,
+    producers: Mutex<Vec<Weak<producer::Shared>>>,
+    /// Ends the threads.
+    closing: CancellationToken,
+    /// Counts the threads.
+    threads: TaskTracker,
 }
 
-#[derive(Clone, Debug)]
-pub(super) struct KafkaLog;
-
-#[derive(Clone, Debug)]
-pub(super) struct KafkaProducer;
-
-#[derive(Clone, Debug)]
-pub(super) struct KafkaGroupMetadata;
-
-fn missing<T>() -> Result<T> {
-    Err(Error::Unavailable("this engine is not built in yet".to_owned()))
+impl std::fmt::Debug for KafkaLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("KafkaLog").field(&self.0.settings).finish()
+    }
 }
 
 impl KafkaLog {
-    pub(super) async fn connect(_: KafkaSettings) -> Result<Self> {
-        missing()
+    pub(super) async fn connect(settings: KafkaSettings) -> Result<Self> {
+        settings.check()?;
+        let attempt = Attempt {
+            operation: "connect to",
+            resource: Resource::Cluster,
+            within: settings.request_timeout,
+        };
+        let admin = AdminClient::from_config_and_context(&settings.admin(), LogContext)
+            .map_err(|error| attempt.error(&error))?;
+        let log = Self(Arc::new(Shared {
+            admin,
+            uncommitted: OnceLock::new(),
+            topics: Mutex::default(),
+            producers: Mutex::default(),
+            closing: CancellationToken::new(),
+            threads: TaskTracker::new(),
+            settings,
+        }));
+        let probe = log.clone();
+        blocking(move || {
+            probe
+                .0
+                .admin
+                .inner()
+                .fetch_metadata(None, probe.0.settings.request_timeout)
+        })
+        .await?
+        .map_err(
+            |error| match log.attempt("connect to", Resource::Cluster).error(&error) {
+                error @ (Error::Unauthorized(_) | Error::InvalidSetting { .. }) => error,
+                error => Error::Unavailable(format!("no broker of {} answers: {error}", log.0.settings.brokers)),
+            },
+        )?;
+        Ok(log)
     }
 
-    pub(super) async fn plan_topics(&self, _: &[TopicSpec]) -> Result<TopicPlan> {
-        missing()
+    pub(super) async fn producer(&self, settings: ProducerSettings) -> Result<Producer> {
+        producer::start(self, settings).await
     }
 
-    pub(super) async fn apply_topics(&self, _: &TopicPlan) -> Result<()> {
-        missing()
+    pub(super) async fn transactional_producer(&self, transactional_id: &str) -> Result<TransactionalProducer> {
+        let (commands, receiver) = mpsc::channel(WAITING_SLICES);
+        let (log, id) = (self.clone(), transactional_id.to_owned());
+        self.start_thread("kafka-transact", move |started| {
+            transaction::run(log, id, receiver, started)
+        })
+        .await?;
+        Ok(TransactionalProducer::new(transactional_id, commands))
     }
 
-    pub(super) async fn describe_topic(&self, _: &str) -> Result<TopicDescription> {
-        missing()
+    pub(super) async fn reader(&self, topic: &str) -> Result<Reader> {
+        let topic: Arc<str> = topic.into();
+        self.describe_topic(&topic).await?;
+        let (commands, receiver) = mpsc::channel(WAITING_COMMANDS);
+        let (batches, batch_receiver) = mpsc::channel(READ_AHEAD_BATCHES);
+        let (log, read) = (self.clone(), topic.clone());
+        self.start_thread("kafka-reader", move |started| {
+            reader::run(log, read, receiver, batches, started)
+        })
+        .await?;
+        Ok(Reader::new(topic, commands, batch_receiver))
     }
 
-    pub(super) async fn delete_topic(&self, _: &str) -> Result<()> {
-        missing()
+    pub(super) async fn join_group(&self, settings: GroupSettings) -> Result<GroupMember> {
+        if !matches!(settings.start_at, StartAt::Start | StartAt::End) {
+            return Err(Error::InvalidSetting {
+                name: "start_at".to_owned(),
+                reason: "a group starts at the start or the end".to_owned(),
+            });
+        }
+        for topic in &settings.topics {
+            self.describe_topic(topic).await?;
+        }
+        let group = settings.group.clone();
+        let (commands, receiver) = mpsc::channel(WAITING_COMMANDS);
+        let (events, event_receiver) = mpsc::channel(READ_AHEAD_BATCHES);
+        let log = self.clone();
+        self.start_thread("kafka-member", move |started| {
+            group::run(log, settings, receiver, events, started)
+        })
+        .await?;
+        Ok(GroupMember::new(group, commands, event_receiver))
     }
 
-    pub(super) async fn delete_records(&self, _: &TopicPartition, _: i64) -> Result<()> {
-        missing()
+    pub(super) async fn close(&self) {
+        let producers: Vec<_> = lock(&self.0.producers).drain(..).collect();
+        for producer in producers.iter().filter_map(Weak::upgrade) {
+            producer.close().await;
+        }
+        self.0.closing.cancel();
+        self.0.threads.close();
+        self.0.threads.wait().await;
     }
 
-    pub(super) async fn offset(&self, _: &TopicPartition, _: StartAt) -> Result<i64> {
-        missing()
+    /// What producers need to know of a topic: whether it exists, its partitions, its largest record. Asked once per topic.
+    async fn known_topic(&self, topic: &Arc<str>) -> Result<KnownTopic> {
+        let known = lock(&self.0.topics).get(topic).copied();
+        match known {
+            Some(known) => Ok(known),
+            None => {
+                let found = self.describe_topic(topic).await?;
+                let known = KnownTopic {
+                    partitions: found.partitions,
+                    max_message_bytes: found.max_message_bytes,
+                };
+                lock(&self.0.topics).insert(topic.clone(), known);
+                Ok(known)
+            }
+        }
     }
 
-    pub(super) async fn producer(&self, _: ProducerSettings) -> Result<Producer> {
-        missing()
+    /// Whether a record can be written, as far as that is known before it is tried.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopic`], [`Error::UnknownPartition`], [`Error::RecordTooLarge`].
+    async fn check_record(&self, record: &ProducerRecord) -> Result<KnownTopic> {
+        let known = self.known_topic(&record.topic).await?;
+        match refusal(record, known) {
+            None => Ok(known),
+            // The topic may have changed since it was asked for.
+            Some(_) => {
+                self.forget_topic(&record.topic);
+                let known = self.known_topic(&record.topic).await?;
+                refusal(record, known).map_or(Ok(known), Err)
+            }
+        }
     }
 
-    pub(super) async fn transactional_producer(&self, _: &str) -> Result<TransactionalProducer> {
-        missing()
+    /// Has a topic asked for anew when it is next needed.
+    fn forget_topic(&self, topic: &str) {
+        lock(&self.0.topics).remove(topic);
     }
 
-    pub(super) async fn reader(&self, _: &str) -> Result<Reader> {
-        missing()
+    fn attempt<'a>(&self, operation: &'static str, resource: Resource<'a>) -> Attempt<'a> {
+        Attempt {
+            operation,
+            resource,
+            within: self.0.settings.request_timeout,
+        }
     }
 
-    pub(super) async fn join_group(&self, _: GroupSettings) -> Result<GroupMember> {
-        missing()
+    /// Runs a future on an OS thread of its own, where it may block, and returns when it says that it has started.
+    async fn start_thread<R, F>(&self, name: &str, run: R) -> Result<()>
+    where
+        R: FnOnce(Started) -> F + Send + 'static,
+        F: Future<Output = ()>,
+    {
+        if self.0.closing.is_cancelled() {
+            return Err(Error::Closed);
+        }
+        let counted = self.0.threads.token();
+        let (started, answer) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(|error| Error::Unavailable(format!("thread {name}: {error}")))?;
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                runtime.block_on(run(started));
+                drop(counted);
+            })
+            .map_err(|error| Error::Unavailable(format!("thread {name}: {error}")))?;
+        answer.await.map_err(|_| Error::Closed)?
     }
-
-    pub(super) async fn groups(&self) -> Result<Vec<GroupDescription>> {
-        missing()
-    }
-
-    pub(super) async fn close(&self) {}
 }
 
-impl KafkaProducer {
-    pub(super) async fn send(&self, _: ProducerRecord) -> Result<Delivery> {
-        missing()
+/// What producers need to know of a topic.
+#[derive(Clone, Copy, Debug)]
+struct KnownTopic {
+    partitions: i32,
+    max_message_bytes: usize,
+}
+
+fn refusal(record: &ProducerRecord, known: KnownTopic) -> Option<Error> {
+    if let Some(partition) = record.partition
+        && !(0..known.partitions).contains(&partition)
+    {
+        return Some(Error::UnknownPartition(TopicPartition::new(
+            record.topic.clone(),
+            partition,
+        )));
     }
+    let size_bytes = record.size_bytes();
+    (size_bytes > known.max_message_bytes).then(|| Error::RecordTooLarge {
+        topic: record.topic.to_string(),
+        size_bytes,
+        max_bytes: known.max_message_bytes,
+    })
+}
+
+/// The headers of a record as librdkafka takes them.
+fn native_headers(headers: &Headers) -> Option<OwnedHeaders> {
+    (!headers.is_empty()).then(|| {
+        headers.iter().fold(
+            OwnedHeaders::new_with_capacity(headers.iter().len()),
+            |native, (key, value)| {
+                native.insert(Header {
+                    key,
+                    value: Some(&value[..]),
+                })
+            },
+        )
+    })
+}
+
+/// Told by a thread when it is ready, or why it cannot be.
+type Started = oneshot::Sender<Result<()>>;
+
+/// Runs one of librdkafka's blocking calls on a thread that may block.
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    // It fails only when the runtime is shutting down.
+    tokio::task::spawn_blocking(call).await.map_err(|_| Error::Closed)
+}
+
+/// What the mutexes here guard is whole after each statement, so a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,493 @@
+//! Topics, offsets and groups, asked of and changed at the brokers.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::Offset;
+use rdkafka::TopicPartitionList;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::admin_request;
+use super::error::Resource;
+use super::event::LogContext;
+use super::{KafkaLog, blocking};
+use crate::log::{
+    CleanupPolicy, Error, GroupDescription, PartitionLag, Result, StartAt, TopicChange, TopicDescription,
+    TopicPartition, TopicPlan, TopicSpec,
+};
+
+const CLEANUP: &str = "cleanup.policy";
+const RETENTION: &str = "retention.ms";
+const MAX_MESSAGE: &str = "max.message.bytes";
+
+/// Between two looks at whether a change of topics has reached the brokers.
+const PROPAGATION_STEP: Duration = Duration::from_millis(20);
+
+impl KafkaLog {
+    pub(in crate::log) async fn plan_topics(&self, wanted: &[TopicSpec]) -> Result<TopicPlan> {
+        let mut plan = TopicPlan::default();
+        for spec in wanted {
+            match self.describe_topic(&spec.name).await {
+                Err(Error::UnknownTopic(_)) => plan.changes.push(TopicChange::Create(spec.clone())),
+                Err(error) => return Err(error),
+                Ok(found) => plan.changes.extend(changes(spec, &found)?),
+            }
+        }
+        Ok(plan)
+    }
+
+    pub(in crate::log) async fn apply_topics(&self, plan: &TopicPlan) -> Result<()> {
+        for change in &plan.changes {
+            match change {
+                TopicChange::Create(spec) => self.create_topic(spec).await?,
+                TopicChange::AddPartitions { topic, to, .. } => self.add_partitions(topic, *to).await?,
+                TopicChange::Alter { topic, setting, to, .. } => self.alter_topic(topic, setting, to).await?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(in crate::log) async fn describe_topic(&self, topic: &str) -> Result<TopicDescription> {
+        let attempt = self.attempt("describe", Resource::Topic(topic));
+        let (log, name) = (self.clone(), topic.to_owned());
+        let within = self.0.settings.request_timeout;
+        let (id, partitions) = blocking(move || admin_request::describe_topic(log.0.admin.inner(), &name, within))
+            .await?
+            .map_err(|error| attempt.error(&error))?;
+        let resource = [ResourceSpecifier::Topic(topic)];
+        let settings = self
+            .0
+            .admin
+            .describe_configs(&resource, &self.options())
+            .await
+            .map_err(|error| attempt.error(&error))?
+            .pop()
+            .ok_or_else(|| attempt.code(RDKafkaErrorCode::UnknownTopicOrPartition))?
+            .map_err(|code| attempt.code(code))?;
+        let value = |name: &str| {
+            settings
+                .get(name)
+                .and_then(|entry| entry.value.as_deref())
+                .unwrap_or_default()
+        };
+        // A topic that is deleted between the two requests has no settings.
+        let max_message_bytes = value(MAX_MESSAGE)
+            .parse()
+            .map_err(|_| attempt.code(RDKafkaErrorCode::UnknownTopicOrPartition))?;
+        let (compact, delete) = (
+            value(CLEANUP).split(',').any(|policy| policy.trim() == "compact"),
+            value(CLEANUP).split(',').any(|policy| policy.trim() == "delete"),
+        );
+        Ok(TopicDescription {
+            name: topic.to_owned(),
+            id,
+            partitions,
+            cleanup: match (compact, delete) {
+                (true, true) => CleanupPolicy::CompactDelete,
+                (true, false) => CleanupPolicy::Compact,
+                (false, _) => CleanupPolicy::Delete,
+            },
+            retention: value(RETENTION).parse().ok().map(Duration::from_millis),
+            max_message_bytes,
+        })
+    }
+
+    pub(in crate::log) async fn delete_topic(&self, topic: &str) -> Result<()> {
+        let attempt = self.attempt("delete", Resource::Topic(topic));
+        let answer = self
+            .0
+            .admin
+            .delete_topics(&[topic], &self.options())
+            .await
+            .map_err(|error| attempt.error(&error))?;
+        self.forget_topic(topic);
+        if let Some(Err((_, code))) = answer.into_iter().next() {
+            return Err(attempt.code(code));
+        }
+        self.wait_for_topic("delete", topic, |partitions| partitions.is_none())
+            .await
+    }
+
+    pub(in crate::log) async fn delete_records(&self, partition: &TopicPartition, before: i64) -> Result<()> {
+        let attempt = self.attempt("delete records of", Resource::Partition(partition));
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(before))
+            .map_err(|error| attempt.error(&error))?;
+        let answer = self.0.admin.delete_records(&list, &self.options()).await;
+        let failed = match answer {
+            Ok(list) => list
+                .elements()
+                .first()
+                .and_then(|element| element.error().err())
+                .and_then(|error| error.rdkafka_error_code()),
+            Err(KafkaError::AdminOp(code)) => Some(code),
+            Err(error) => return Err(attempt.error(&error)),
+        };
+        match failed {
+            None => Ok(()),
+            Some(RDKafkaErrorCode::OffsetOutOfRange) => Err(self.out_of_range(partition, before).await?),
+            Some(code) => Err(attempt.code(code)),
+        }
+    }
+
+    pub(in crate::log) async fn offset(&self, partition: &TopicPartition, at: StartAt) -> Result<i64> {
+        let wanted = match at {
+            StartAt::Start => Offset::Beginning,
+            StartAt::End => Offset::End,
+            StartAt::Offset(offset) => return Ok(offset),
+            StartAt::TimeMs(time_ms) => Offset::Offset(time_ms.max(0)),
+        };
+        let (log, of) = (self.clone(), partition.clone());
+        match blocking(move || log.offsets(&[(of, wanted)])).await??.pop() {
+            // No record has that timestamp or a later one.
+            Some(-1) => Box::pin(self.offset(partition, StartAt::End)).await,
+            Some(offset) => Ok(offset),
+            None => Err(Error::UnknownPartition(partition.clone())),
+        }
+    }
+
+    pub(in crate::log) async fn groups(&self) -> Result<Vec<GroupDescription>> {
+        let log = self.clone();
+        blocking(move || log.read_groups()).await?
+    }
+
+    /// The offsets that times, `Beginning` or `End` stand for, in order; -1 for a time behind the last record. Blocks.
+    pub(super) fn offsets(&self, wanted: &[(TopicPartition, Offset)]) -> Result<Vec<i64>> {
+        self.offsets_by(&self.0.admin, wanted)
+    }
+
+    /// The end of a partition with what open transactions have written. Blocks.
+    pub(super) fn uncommitted_end(&self, partition: &TopicPartition) -> Result<i64> {
+        let client = match self.0.uncommitted.get() {
+            Some(client) => client,
+            None => {
+                let made = AdminClient::from_config_and_context(&self.0.settings.uncommitted_admin(), LogContext)
+                    .map_err(|error| {
+                        self.attempt("ask for the end of", Resource::Partition(partition))
+                            .error(&error)
+                    })?;
+                self.0.uncommitted.get_or_init(|| made)
+            }
+        };
+        let end = self.offsets_by(client, &[(partition.clone(), Offset::End)])?;
+        end.first()
+            .copied()
+            .ok_or_else(|| Error::UnknownPartition(partition.clone()))
+    }
+
+    fn offsets_by(&self, client: &AdminClient<LogContext>, wanted: &[(TopicPartition, Offset)]) -> Result<Vec<i64>> {
+        let Some((first, _)) = wanted.first() else {
+            return Ok(Vec::new());
+        };
+        let attempt = self.attempt("ask for an offset of", Resource::Partition(first));
+        let deadline = Instant::now() + self.0.settings.request_timeout;
+        loop {
+            let mut list = TopicPartitionList::with_capacity(wanted.len());
+            for (partition, offset) in wanted {
+                list.add_partition_offset(&partition.topic, partition.partition, *offset)
+                    .map_err(|error| attempt.error(&error))?;
+            }
+            let within = deadline.saturating_duration_since(Instant::now());
+            let answer = admin_request::offsets_for_times(client.inner(), list, within);
+            let failed = match answer {
+                Err(error) => error,
+                Ok(list) => {
+                    let found: std::result::Result<Vec<i64>, KafkaError> = wanted
+                        .iter()
+                        .map(|(partition, _)| {
+                            let element = list
+                                .find_partition(&partition.topic, partition.partition)
+                                .ok_or(KafkaError::OffsetFetch(RDKafkaErrorCode::UnknownPartition))?;
+                            element.error()?;
+                            Ok(match element.offset() {
+                                Offset::Offset(offset) => offset,
+                                _ => -1,
+                            })
+                        })
+                        .collect();
+                    match found {
+                        Ok(found) => return Ok(found),
+                        Err(error) => error,
+                    }
+                }
+            };
+            // While a partition has no leader librdkafka answers at once: go on until the time is over.
+            let passing = matches!(
+                failed.rdkafka_error_code(),
+                Some(
+                    RDKafkaErrorCode::LeaderNotAvailable
+                        | RDKafkaErrorCode::NotLeaderForPartition
+                        | RDKafkaErrorCode::OffsetNotAvailable
+                        | RDKafkaErrorCode::BrokerTransportFailure
+                )
+            );
+            if !passing || Instant::now() + PROPAGATION_STEP >= deadline {
+                return Err(attempt.error(&failed));
+            }
+            std::thread::sleep(PROPAGATION_STEP);
+        }
+    }
+
+    /// The error for an offset of a partition that is not kept.
+    pub(super) async fn out_of_range(&self, partition: &TopicPartition, offset: i64) -> Result<Error> {
+        Ok(Error::OffsetOutOfRange {
+            partition: partition.clone(),
+            offset,
+            start: self.offset(partition, StartAt::Start).await?,
+            end: self.offset(partition, StartAt::End).await?,
+        })
+    }
+
+    async fn create_topic(&self, spec: &TopicSpec) -> Result<()> {
+        let attempt = self.attempt("create", Resource::Topic(&spec.name));
+        let retention = retention_value(spec.retention);
+        let max_message = spec.max_message_bytes.to_string();
+        let topic = NewTopic::new(
+            &spec.name,
+            spec.partitions,
+            // -1: the broker's default.
+            TopicReplication::Fixed(spec.replication.map_or(-1, i32::from)),
+        )
+        .set(CLEANUP, spec.cleanup.as_str())
+        .set(RETENTION, &retention)
+        .set(MAX_MESSAGE, &max_message);
+        let answer = self
+            .0
+            .admin
+            .create_topics([&topic], &self.options())
+            .await
+            .map_err(|error| match error {
+                KafkaError::AdminOpCreation(reason) => Error::InvalidTopic {
+                    topic: spec.name.clone(),
+                    reason,
+                },
+                error => attempt.error(&error),
+            })?;
+        match answer.into_iter().next() {
+            Some(Err((_, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => return Err(attempt.code(code)),
+            _ => {}
+        }
+        self.forget_topic(&spec.name);
+        self.wait_for_topic("create", &spec.name, |partitions| {
+            partitions.is_some_and(|count| count > 0)
+        })
+        .await
+    }
+
+    async fn add_partitions(&self, topic: &str, to: i32) -> Result<()> {
+        let attempt = self.attempt("add partitions to", Resource::Topic(topic));
+        let wanted = NewPartitions::new(topic, usize::try_from(to).unwrap_or_default());
+        let answer = self
+            .0
+            .admin
+            .create_partitions([&wanted], &self.options())
+            .await
+            .map_err(|error| attempt.error(&error))?;
+        if let Some(Err((_, code))) = answer.into_iter().next() {
+            // Another process may have added them meanwhile.
+            if self.describe_topic(topic).await?.partitions < to {
+                return Err(attempt.code(code));
+            }
+        }
+        self.forget_topic(topic);
+        self.wait_for_topic("add partitions to", topic, |partitions| {
+            partitions.is_some_and(|count| count >= to)
+        })
+        .await
+    }
+
+    async fn alter_topic(&self, topic: &str, setting: &'static str, value: &str) -> Result<()> {
+        let attempt = self.attempt("alter", Resource::Topic(topic));
+        let (log, name, value) = (self.clone(), topic.to_owned(), value.to_owned());
+        let within = self.0.settings.request_timeout;
+        blocking(move || admin_request::alter_topic(log.0.admin.inner(), &name, setting, &value, within))
+            .await?
+            .map_err(|error| attempt.error(&error))?;
+        self.forget_topic(topic);
+        Ok(())
+    }
+
+    /// Waits until the brokers agree that a topic is as `done` wants it; it is given the number of partitions, 0 while
+    /// one has no leader, or `None` if there is no such topic.
+    async fn wait_for_topic(
+        &self,
+        operation: &'static str,
+        topic: &str,
+        done: impl Fn(Option<i32>) -> bool,
+    ) -> Result<()> {
+        let within = self.0.settings.request_timeout;
+        let deadline = Instant::now() + within;
+        loop {
+            let (log, name) = (self.clone(), topic.to_owned());
+            let seen = blocking(move || log.led_partitions(&name)).await??;
+            if done(seen) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(self
+                    .attempt(operation, Resource::Topic(topic))
+                    .code(RDKafkaErrorCode::OperationTimedOut));
+            }
+            tokio::time::sleep(PROPAGATION_STEP).await;
+        }
+    }
+
+    fn led_partitions(&self, topic: &str) -> Result<Option<i32>> {
+        let attempt = self.attempt("describe", Resource::Topic(topic));
+        let metadata = self
+            .0
+            .admin
+            .inner()
+            .fetch_metadata(Some(topic), self.0.settings.request_timeout)
+            .map_err(|error| attempt.error(&error))?;
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+            return Ok(None);
+        };
+        match found.error().map(RDKafkaErrorCode::from) {
+            None => {}
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition) => return Ok(None),
+            Some(RDKafkaErrorCode::LeaderNotAvailable) => return Ok(Some(0)),
+            Some(code) => return Err(attempt.code(code)),
+        }
+        let all_led = found.partitions().iter().all(|partition| partition.leader() >= 0);
+        let partitions = if all_led { found.partitions().len() } else { 0 };
+        Ok(Some(i32::try_from(partitions).unwrap_or(i32::MAX)))
+    }
+
+    fn read_groups(&self) -> Result<Vec<GroupDescription>> {
+        let within = self.0.settings.request_timeout;
+        let client = self.0.admin.inner();
+        let attempt = self.attempt("list groups of", Resource::Cluster);
+        let listed = client
+            .fetch_group_list(None, within)
+            .map_err(|error| attempt.error(&error))?;
+        let mut groups = Vec::new();
+        for group in listed.groups() {
+            let attempt = self.attempt("describe", Resource::Group(group.name()));
+            let offsets =
+                admin_request::group_offsets(client, group.name(), within).map_err(|error| attempt.error(&error))?;
+            let ends: Vec<_> = offsets
+                .iter()
+                .map(|(partition, _)| (partition.clone(), Offset::End))
+                .collect();
+            let ends = self.offsets(&ends)?;
+            let mut partitions: Vec<_> = offsets
+                .into_iter()
+                .zip(ends)
+                .map(|((partition, committed), end)| PartitionLag {
+                    partition,
+                    committed,
+                    end,
+                })
+                .collect();
+            partitions.sort_by(|a, b| a.partition.cmp(&b.partition));
+            groups.push(GroupDescription {
+                group: group.name().to_owned(),
+                members: group.members().len(),
+                partitions,
+            });
+        }
+        groups.sort_by(|a, b| a.group.cmp(&b.group));
+        Ok(groups)
+    }
+
+    fn options(&self) -> AdminOptions {
+        AdminOptions::new()
+            .request_timeout(Some(self.0.settings.request_timeout))
+            .operation_timeout(Some(self.0.settings.request_timeout))
+    }
+}
+
+/// What has to change for a topic to be as wanted.
+fn changes(spec: &TopicSpec, found: &TopicDescription) -> Result<Vec<TopicChange>> {
+    let refuse = |reason: String| Error::InvalidTopic {
+        topic: spec.name.clone(),
+        reason,
+    };
+    let mut changes = Vec::new();
+    if spec.partitions < found.partitions {
+        return Err(refuse(format!(
+            "it has {} partitions and cannot have fewer ({})",
+            found.partitions, spec.partitions
+        )));
+    }
+    if spec.partitions > found.partitions {
+        if spec.fixed_partitions {
+            return Err(refuse(format!(
+                "it has {} partitions; with {} its keys would move",
+                found.partitions, spec.partitions
+            )));
+        }
+        changes.push(TopicChange::AddPartitions {
+            topic: spec.name.clone(),
+            from: found.partitions,
+            to: spec.partitions,
+        });
+    }
+    let mut alter = |setting, from: String, to: String| {
+        if from != to {
+            changes.push(TopicChange::Alter {
+                topic: spec.name.clone(),
+                setting,
+                from,
+                to,
+            });
+        }
+    };
+    alter(
+        CLEANUP,
+        found.cleanup.as_str().to_owned(),
+        spec.cleanup.as_str().to_owned(),
+    );
+    if spec.cleanup != CleanupPolicy::Compact {
+        alter(
+            RETENTION,
+            retention_value(found.retention),
+            retention_value(spec.retention),
+        );
+    }
+    alter(
+        MAX_MESSAGE,
+        found.max_message_bytes.to_string(),
+        spec.max_message_bytes.to_string(),
+    );
+    Ok(changes)
+}
+
+/// Kafka's value of `retention.ms`; -1 is for ever.
+fn retention_value(retention: Option<Duration>) -> String {
+    retention.map_or_else(|| "-1".to_owned(), |retention| retention.as_millis().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::TopicId;
+
+    fn found(partitions: i32) -> TopicDescription {
+        let spec = TopicSpec::new("t", partitions);
+        TopicDescription {
+            name: spec.name,
+            id: TopicId([0; 16]),
+            partitions,
+            cleanup: spec.cleanup,
+            retention: spec.retention,
+            max_message_bytes: spec.max_message_bytes,
+        }
+    }
+
+    #[test]
+    fn a_topic_that_is_as_wanted_needs_no_change() {
+        assert_eq!(changes(&TopicSpec::new("t", 3), &found(3)).expect("a plan"), []);
+    }
+
+    #[test]
+    fn partitions_are_never_taken_away_nor_added_where_keys_would_move() {
+        assert!(changes(&TopicSpec::new("t", 2), &found(3)).is_err());
+        let mut fixed = TopicSpec::new("t", 4);
+        assert_eq!(changes(&fixed, &found(3)).expect("a plan").len(), 1);
+        fixed.fixed_partitions = true;
+        assert!(changes(&fixed, &found(3)).is_err());
+    }
+}

@@ -1,0 +1,372 @@
+//! librdkafka's events of one consumer, taken from its queue without the copies, the lost offsets and the ambiguous `None` of
+//! `BaseConsumer::poll`: that says of an end of partition neither the topic nor the offset, and cannot tell an empty queue from
+//! one whose first event it has served itself.
+//!
+//! Everything unsafe about consuming is here. [`Consumer::poll`] returns an [`Event`] that owns its native event.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use rdkafka::bindings as sys;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientConfig, ClientContext};
+use tokio::sync::Notify;
+
+use crate::log::{Headers, Record, TopicPartition};
+
+/// Sends what librdkafka logs to `tracing`.
+#[derive(Debug)]
+pub(super) struct LogContext;
+
+impl ClientContext for LogContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level as i32, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // Transport errors are retried by librdkafka; what fails for good is answered by the operation.
+        tracing::debug!("librdkafka: {error}: {reason}");
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+}
+
+impl ConsumerContext for LogContext {}
+
+/// Writes one line of librdkafka's log. Levels are syslog's.
+fn log_line(level: i32, facility: &str, message: &str) {
+    match level {
+        // A lost connection is logged as an error each time it is tried again: the operations that fail say so themselves.
+        _ if facility == "FAIL" || facility == "ERROR" => tracing::debug!("librdkafka: {facility}: {message}"),
+        0..=3 => tracing::error!("librdkafka: {facility}: {message}"),
+        4 => tracing::warn!("librdkafka: {facility}: {message}"),
+        5 | 6 => tracing::info!("librdkafka: {facility}: {message}"),
+        _ => tracing::debug!("librdkafka: {facility}: {message}"),
+    }
+}
+
+/// A consumer and its event queue. One thread owns it.
+pub(super) struct Consumer {
+    /// Fields are dropped in this order: the queue before the client that it belongs to.
+    queue: Queue,
+    client: BaseConsumer<LogContext>,
+    /// Notified when the queue is no longer empty.
+    pub(super) ready: Arc<Notify>,
+}
+
+/// Something that happened to a consumer.
+pub(super) enum Event {
+    Message(Message),
+    /// The end of a partition was reached at `offset`: nothing committed stands there or behind it.
+    EndOfPartition {
+        partition: TopicPartition,
+        offset: i64,
+    },
+    Error(ConsumerError),
+    /// Partitions come to this member, by `incremental_assign`.
+    Assign(Vec<TopicPartition>),
+    /// Partitions leave this member, by `incremental_unassign`.
+    Revoke(Vec<TopicPartition>),
+    /// Served; nothing to do.
+    Other,
+}
+
+/// An error that librdkafka reports to the consumer.
+#[derive(Debug)]
+pub(super) struct ConsumerError {
+    pub(super) code: RDKafkaErrorCode,
+    pub(super) reason: String,
+    pub(super) partition: Option<TopicPartition>,
+}
+
+impl Consumer {
+    pub(super) fn new(config: &ClientConfig) -> Result<Self, KafkaError> {
+        let mut client = BaseConsumer::from_config_and_context(config, LogContext)?;
+        let ready = Arc::new(Notify::new());
+        client.set_nonempty_callback({
+            let ready = ready.clone();
+            move || ready.notify_one()
+        });
+        // SAFETY: the client is alive; a consumer that has a group id has a consumer queue, and a null is checked below.
+        let queue = unsafe { sys::rd_kafka_queue_get_consumer(client.client().native_ptr()) };
+        let queue = NonNull::new(queue)
+            .ok_or_else(|| KafkaError::ClientCreation("the consumer has no queue: no group.id".to_owned()))?;
+        Ok(Self {
+            queue: Queue(queue),
+            client,
+            ready,
+        })
+    }
+
+    pub(super) fn client(&self) -> &BaseConsumer<LogContext> {
+        &self.client
+    }
+
+    /// The next event that is there; never waits. `None`: the queue is empty, and [`Consumer::ready`] is notified when it no
+    /// longer is.
+    pub(super) fn poll(&self) -> Option<Event> {
+        // SAFETY: the queue is alive as long as `self`.
+        let event = unsafe { sys::rd_kafka_queue_poll(self.queue.0.as_ptr(), 0) };
+        NonNull::new(event).map(|event| NativeEvent(event).read())
+    }
+}
+
+/// A reference to a queue of librdkafka's.
+struct Queue(NonNull<sys::rd_kafka_queue_t>);
+
+// SAFETY: librdkafka's queues may be used from any thread (rdkafka.h, "thread-safe").
+unsafe impl Send for Queue {}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: the reference was taken by rd_kafka_queue_get_consumer and is given back once. The client still lives: it
+        // is dropped after its queue.
+        unsafe { sys::rd_kafka_queue_destroy(self.0.as_ptr()) }
+    }
+}
+
+struct NativeEvent(NonNull<sys::rd_kafka_event_t>);
+
+impl Drop for NativeEvent {
+    fn drop(&mut self) {
+        // SAFETY: the event came from rd_kafka_queue_poll, which passes its ownership, and is destroyed once.
+        unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) }
+    }
+}
+
+impl NativeEvent {
+    fn read(self) -> Event {
+        let event = self.0.as_ptr();
+        // SAFETY: the event is alive.
+        match unsafe { sys::rd_kafka_event_type(event) } {
+            sys::RD_KAFKA_EVENT_FETCH => self.read_message(),
+            sys::RD_KAFKA_EVENT_ERROR => self.read_error(),
+            sys::RD_KAFKA_EVENT_REBALANCE => self.read_rebalance(),
+            sys::RD_KAFKA_EVENT_LOG => {
+                let (mut facility, mut message, mut level) = (ptr::null::<c_char>(), ptr::null::<c_char>(), 0 as c_int);
+                // SAFETY: the event is alive and of type LOG; on success (0) both strings are set and live as long as it.
+                unsafe {
+                    if sys::rd_kafka_event_log(event, &raw mut facility, &raw mut message, &raw mut level) == 0 {
+                        log_line(
+                            level,
+                            &CStr::from_ptr(facility).to_string_lossy(),
+                            CStr::from_ptr(message).to_string_lossy().trim_end(),
+                        );
+                    }
+                }
+                Event::Other
+            }
+            _ => Event::Other,
+        }
+    }
+
+    fn read_message(self) -> Event {
+        // SAFETY: the event is alive and of type FETCH. Such an event holds one message, which lives as long as the event.
+        let message = unsafe { sys::rd_kafka_event_message_next(self.0.as_ptr()) };
+        let Some(message) = NonNull::new(message.cast_mut()) else {
+            return Event::Other;
+        };
+        // SAFETY: the message is alive and its fields are plain data.
+        let error = unsafe { message.as_ref().err };
+        let message = Message { message, _event: self };
+        if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            Event::Message(message)
+        } else {
+            Event::Error(ConsumerError {
+                code: error.into(),
+                reason: "fetch".to_owned(),
+                partition: Some(TopicPartition::new(message.topic(), message.partition())),
+            })
+        }
+    }
+
+    fn read_error(self) -> Event {
+        let event = self.0.as_ptr();
+        // SAFETY: the event is alive; its error string lives as long as it. The partition is a copy, null if the error is not
+        // about one; it is destroyed once, after the last use of its topic.
+        unsafe {
+            let code: RDKafkaErrorCode = sys::rd_kafka_event_error(event).into();
+            let at = NonNull::new(sys::rd_kafka_event_topic_partition(event)).map(|native| {
+                let fields = native.as_ref();
+                let partition = TopicPartition::new(&*CStr::from_ptr(fields.topic).to_string_lossy(), fields.partition);
+                let offset = fields.offset;
+                sys::rd_kafka_topic_partition_destroy(native.as_ptr());
+                (partition, offset)
+            });
+            match (code, at) {
+                (RDKafkaErrorCode::PartitionEOF, Some((partition, offset))) => {
+                    Event::EndOfPartition { partition, offset }
+                }
+                (code, at) => {
+                    let reason = sys::rd_kafka_event_error_string(event);
+                    Event::Error(ConsumerError {
+                        code,
+                        reason: if reason.is_null() {
+                            String::new()
+                        } else {
+                            CStr::from_ptr(reason).to_string_lossy().into_owned()
+                        },
+                        partition: at.map(|(partition, _)| partition),
+                    })
+                }
+            }
+        }
+    }
+
+    fn read_rebalance(self) -> Event {
+        let event = self.0.as_ptr();
+        // SAFETY: the event is alive and of type REBALANCE; its list lives as long as the event and is only read. `elems` has
+        // `cnt` elements, each with a topic that is a C string.
+        let (code, partitions) = unsafe {
+            let list = sys::rd_kafka_event_topic_partition_list(event);
+            let partitions = if list.is_null() || (*list).cnt <= 0 {
+                Vec::new()
+            } else {
+                slice::from_raw_parts((*list).elems, (*list).cnt as usize)
+                    .iter()
+                    .map(|element| {
+                        TopicPartition::new(&*CStr::from_ptr(element.topic).to_string_lossy(), element.partition)
+                    })
+                    .collect()
+            };
+            (sys::rd_kafka_event_error(event), partitions)
+        };
+        match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Event::Assign(partitions),
+            _ => Event::Revoke(partitions),
+        }
+    }
+}
+
+/// A message in librdkafka's memory. Gives it back when dropped.
+pub(super) struct Message {
+    message: NonNull<sys::rd_kafka_message_t>,
+    /// Owns the message.
+    _event: NativeEvent,
+}
+
+impl Message {
+    fn fields(&self) -> &sys::rd_kafka_message_t {
+        // SAFETY: the message lives as long as the event that owns it, and nothing changes it.
+        unsafe { self.message.as_ref() }
+    }
+
+    pub(super) fn topic(&self) -> &str {
+        // SAFETY: the message holds a reference to its topic, whose name is a C string that never changes. Kafka allows ASCII
+        // only in it.
+        let name = unsafe { CStr::from_ptr(sys::rd_kafka_topic_name(self.fields().rkt)) };
+        name.to_str().unwrap_or_default()
+    }
+
+    pub(super) fn partition(&self) -> i32 {
+        self.fields().partition
+    }
+
+    pub(super) fn offset(&self) -> i64 {
+        self.fields().offset
+    }
+
+    /// Bytes of key and value.
+    pub(super) fn size_bytes(&self) -> usize {
+        self.fields().len + self.fields().key_len
+    }
+
+    /// Copies the message out of librdkafka's memory, in one allocation for key, value and header values.
+    pub(super) fn to_record(&self, names: &mut HeaderNames) -> Record {
+        let fields = self.fields();
+        // SAFETY: key and value are null or point to as many bytes as their lengths say, which live as long as `self`.
+        let (key, value) = unsafe {
+            (
+                bytes_at(fields.key, fields.key_len),
+                bytes_at(fields.payload, fields.len),
+            )
+        };
+        let headers = self.header_slices();
+        let total = key.map_or(0, <[u8]>::len)
+            + value.map_or(0, <[u8]>::len)
+            + headers.iter().map(|(_, value)| value.len()).sum::<usize>();
+        let mut copy = BytesMut::with_capacity(total);
+        for part in [key, value].into_iter().flatten() {
+            copy.extend_from_slice(part);
+        }
+        for (_, value) in &headers {
+            copy.extend_from_slice(value);
+        }
+        let mut copy = copy.freeze();
+        let mut take = |part: &[u8]| -> Bytes { copy.split_to(part.len()) };
+        let (key, value) = (key.map(&mut take), value.map(&mut take));
+        let mut record_headers = Headers::new();
+        for (name, value) in headers {
+            record_headers.push(names.get(name), take(value));
+        }
+        // SAFETY: the message is alive; the type of the timestamp is not asked for.
+        let timestamp_ms = unsafe { sys::rd_kafka_message_timestamp(self.message.as_ptr(), ptr::null_mut()) };
+        Record {
+            offset: fields.offset,
+            timestamp_ms,
+            key,
+            value,
+            headers: record_headers,
+        }
+    }
+
+    fn header_slices(&self) -> Vec<(&CStr, &[u8])> {
+        let mut slices = Vec::new();
+        let mut headers = ptr::null_mut();
+        // SAFETY: the message is alive. On success `headers` belongs to it and lives as long; each call with a smaller index
+        // than there are headers sets name (a C string) and value (null or `size` bytes) in the memory of `headers`.
+        unsafe {
+            let found = sys::rd_kafka_message_headers(self.message.as_ptr(), &raw mut headers);
+            if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return slices;
+            }
+            let (mut name, mut value, mut size) = (ptr::null::<c_char>(), ptr::null::<c_void>(), 0);
+            while sys::rd_kafka_header_get_all(headers, slices.len(), &raw mut name, &raw mut value, &raw mut size)
+                == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+            {
+                slices.push((
+                    CStr::from_ptr(name),
+                    bytes_at(value.cast_mut(), size).unwrap_or_default(),
+                ));
+            }
+        }
+        slices
+    }
+}
+
+/// # Safety
+/// `start` is null or points to `len` bytes that live for `'a` and do not change.
+unsafe fn bytes_at<'a>(start: *mut c_void, len: usize) -> Option<&'a [u8]> {
+    // SAFETY: as the caller promises.
+    NonNull::new(start).map(|start| unsafe { slice::from_raw_parts(start.cast::<u8>().as_ptr(), len) })
+}
+
+/// Names of headers that were seen, so that each is allocated once and not once per record.
+#[derive(Debug, Default)]
+pub(super) struct HeaderNames(Vec<Arc<str>>);
+
+impl HeaderNames {
+    /// Names remembered. A producer that makes up names gets each allocated anew beyond that.
+    const REMEMBERED: usize = 32;
+
+    fn get(&mut self, name: &CStr) -> Arc<str> {
+        if let Some(known) = self.0.iter().find(|known| known.as_bytes() == name.to_bytes()) {
+            return known.clone();
+        }
+        let name: Arc<str> = name.to_string_lossy().into();
+        if self.0.len() < Self::REMEMBERED {
+            self.0.push(name.clone());
+        }
+        name
+    }
+}
+
+/// How long a thread with nothing to do sleeps before it looks again, should librdkafka not have said that it has something.
+pub(super) const IDLE_TICK: Duration = Duration::from_millis(500);
