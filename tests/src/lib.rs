@@ -1,5 +1,6 @@
 //! What the end to end tests share.
 
+pub mod conformance;
 pub mod http;
 pub mod kafka;
 pub mod process;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::{Error, Result};
+
 /// What becomes of old records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CleanupPolicy {
@@ -21,6 +23,16 @@ impl CleanupPolicy {
             Self::Delete => "delete",
             Self::Compact => "compact",
             Self::CompactDelete => "compact,delete",
+        }
+    }
+
+    /// The policy that Kafka writes so; the order of the two words does not matter. `None` for anything else.
+    pub fn parse(value: &str) -> Option<Self> {
+        match value {
+            "delete" => Some(Self::Delete),
+            "compact" => Some(Self::Compact),
+            "compact,delete" | "delete,compact" => Some(Self::CompactDelete),
+            _ => None,
         }
     }
 }
@@ -58,6 +70,81 @@ impl TopicSpec {
             cleanup: CleanupPolicy::Delete,
             retention: Some(Duration::from_secs(7 * 24 * 60 * 60)),
             max_message_bytes: Self::DEFAULT_MAX_MESSAGE_BYTES,
+        }
+    }
+
+    /// Whether Kafka would take it.
+    pub(super) fn check(&self) -> Result<()> {
+        let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        let reason = if self.name.is_empty() || self.name.len() > 249 {
+            "a name has 1 to 249 characters"
+        } else if self.name == "." || self.name == ".." || !self.name.bytes().all(legal) {
+            "a name is made of A-Za-z0-9._- and is neither . nor .."
+        } else if self.partitions < 1 {
+            "at least one partition is needed"
+        } else if self.max_message_bytes == 0 || i32::try_from(self.max_message_bytes).is_err() {
+            "max.message.bytes is 1 to 2147483647"
+        } else {
+            return Ok(());
+        };
+        Err(self.invalid(reason))
+    }
+
+    /// What would have to change about a topic that exists.
+    pub(super) fn changes_to(&self, topic: &TopicDescription) -> Result<Vec<TopicChange>> {
+        let mut changes = Vec::new();
+        if self.partitions < topic.partitions {
+            return Err(self.invalid(&format!(
+                "it has {} partitions, which cannot become fewer",
+                topic.partitions
+            )));
+        }
+        if self.partitions > topic.partitions {
+            if self.fixed_partitions {
+                let reason = format!(
+                    "its {} partitions cannot become {}: keys would move",
+                    topic.partitions, self.partitions
+                );
+                return Err(self.invalid(&reason));
+            }
+            let (from, to) = (topic.partitions, self.partitions);
+            changes.push(TopicChange::AddPartitions {
+                topic: self.name.clone(),
+                from,
+                to,
+            });
+        }
+        let retention = |retention: Option<Duration>| retention.map_or("-1".to_owned(), |d| d.as_millis().to_string());
+        for (setting, from, to) in [
+            (
+                "cleanup.policy",
+                topic.cleanup.as_str().to_owned(),
+                self.cleanup.as_str().to_owned(),
+            ),
+            ("retention.ms", retention(topic.retention), retention(self.retention)),
+            (
+                "max.message.bytes",
+                topic.max_message_bytes.to_string(),
+                self.max_message_bytes.to_string(),
+            ),
+        ] {
+            let is_unused = setting == "retention.ms" && self.cleanup == CleanupPolicy::Compact;
+            if from != to && !is_unused {
+                changes.push(TopicChange::Alter {
+                    topic: self.name.clone(),
+                    setting,
+                    from,
+                    to,
+                });
+            }
+        }
+        Ok(changes)
+    }
+
+    fn invalid(&self, reason: &str) -> Error {
+        Error::InvalidTopic {
+            topic: self.name.clone(),
+            reason: reason.to_owned(),
         }
     }
 }

@@ -511,12 +511,7 @@ impl Config {
                 settings.overrides.clone_from(&self.kafka.options);
                 Log::connect_kafka(settings).await
             }
-            None => {
-                Log::open_embedded(log::embedded::EmbeddedSettings {
-                    data_dir: self.data.dir.clone(),
-                })
-                .await
-            }
+            None => Log::open_embedded(log::embedded::EmbeddedSettings::new(self.data.dir.clone())).await,
         }
     }
 

@@ -1,0 +1,208 @@
+//! Where reading starts, and how a reader knows that it has caught up.
+
+use std::time::Duration;
+
+use barnabas::log::{Error, Log, ProducerRecord, StartAt, TopicPartition, TopicSpec};
+
+use super::{
+    append_all, append_values, make_topic, new_compacted_topic, new_topic, next_records, read_partition, read_to_end,
+    reader_at, texts, unique, within,
+};
+
+/// By offset, by time, from the start and from the end.
+pub async fn reads_from_an_offset_and_from_a_time(log: Log) {
+    let topic = new_topic(&log, 1).await;
+    let partition = TopicPartition::new(topic.clone(), 0);
+    let now = 1_790_000_000_000;
+    let record = |i: i64| {
+        ProducerRecord::to(topic.clone())
+            .partition(0)
+            .value(i.to_string())
+            .timestamp_ms(now + i * 1000)
+    };
+    append_all(&log, (0..10).map(record)).await;
+    for (at, offset) in [
+        (StartAt::Start, 0),
+        (StartAt::End, 10),
+        (StartAt::Offset(7), 7),
+        (StartAt::TimeMs(now - 1), 0),
+        (StartAt::TimeMs(now + 3000), 3),
+        (StartAt::TimeMs(now + 3001), 4),
+        (StartAt::TimeMs(now + 99_000), 10),
+    ] {
+        assert_eq!(log.offset(&partition, at).await.expect("an offset"), offset, "{at:?}");
+        let mut reader = log.reader(&topic).await.expect("a reader");
+        assert_eq!(
+            within("an assignment", reader.assign(0, at)).await.expect("assigned"),
+            offset,
+            "{at:?}"
+        );
+        let expected: Vec<String> = (offset..10).map(|i| i.to_string()).collect();
+        assert_eq!(texts(&read_to_end(&mut reader).await), expected, "{at:?}");
+    }
+}
+
+/// No record has to come for a reader to know that there is none.
+pub async fn an_empty_partition_is_caught_up_at_once(log: Log) {
+    let topic = new_topic(&log, 1).await;
+    let mut reader = reader_at(&log, &topic, 0, StartAt::Start).await;
+    let batch = within("a batch", reader.next()).await.expect("a batch");
+    assert!(batch.caught_up && batch.records.is_empty());
+    assert_eq!(batch.next_offset.0, 0);
+}
+
+/// Once for each time the end is reached.
+pub async fn says_once_that_it_has_caught_up(log: Log) {
+    let topic = new_topic(&log, 1).await;
+    let mut reader = reader_at(&log, &topic, 0, StartAt::Start).await;
+    assert!(read_to_end(&mut reader).await.is_empty());
+    for round in 0..3 {
+        append_values(&log, &topic, [format!("{round}")]).await;
+        assert_eq!(texts(&read_to_end(&mut reader).await), [format!("{round}")]);
+    }
+    let more = tokio::time::timeout(Duration::from_millis(300), reader.next()).await;
+    assert!(more.is_err(), "nothing is left to say: {more:?}");
+}
+
+/// What was deleted is gone, and the offsets go on.
+pub async fn a_truncated_partition_starts_later(log: Log) {
+    let topic = new_topic(&log, 1).await;
+    let partition = TopicPartition::new(topic.clone(), 0);
+    append_values(&log, &topic, (0..10).map(|i| i.to_string())).await;
+    within("a deletion", log.delete_records(&partition, 4))
+        .await
+        .expect("deleted");
+    assert_eq!(log.offset(&partition, StartAt::Start).await.expect("start"), 4);
+    assert_eq!(
+        texts(&read_partition(&log, &topic, 0).await),
+        ["4", "5", "6", "7", "8", "9"]
+    );
+    within("a deletion", log.delete_records(&partition, 10))
+        .await
+        .expect("deleted");
+    let mut reader = reader_at(&log, &topic, 0, StartAt::Start).await;
+    assert!(read_to_end(&mut reader).await.is_empty());
+    assert_eq!(append_values(&log, &topic, ["ten"]).await, 10);
+    assert_eq!(texts(&read_to_end(&mut reader).await), ["ten"]);
+    let refused = log.delete_records(&partition, 99).await;
+    assert!(matches!(refused, Err(Error::OffsetOutOfRange { .. })), "{refused:?}");
+}
+
+/// Neither before the start nor behind the end; never another place instead.
+pub async fn an_offset_that_is_not_kept_is_refused(log: Log) {
+    let topic = new_topic(&log, 1).await;
+    let partition = TopicPartition::new(topic.clone(), 0);
+    append_values(&log, &topic, (0..5).map(|i| i.to_string())).await;
+    within("a deletion", log.delete_records(&partition, 3))
+        .await
+        .expect("deleted");
+    let mut reader = log.reader(&topic).await.expect("a reader");
+    for wanted in [0, 2, 6, 1000] {
+        match within("a refusal", reader.assign(0, StartAt::Offset(wanted))).await {
+            Err(Error::OffsetOutOfRange {
+                partition,
+                offset,
+                start,
+                end,
+            }) => {
+                assert_eq!((partition.partition, offset, start, end), (0, wanted, 3, 5));
+            }
+            other => panic!("{wanted}: {other:?}"),
+        }
+    }
+    assert_eq!(
+        within("an assignment", reader.assign(0, StartAt::Offset(3)))
+            .await
+            .expect("assigned"),
+        3
+    );
+    assert_eq!(texts(&read_to_end(&mut reader).await), ["3", "4"]);
+}
+
+/// Markers and aborted records at the end leave nothing to be delivered there.
+pub async fn a_partition_that_ends_in_transactions_is_caught_up(log: Log) {
+    let topic = new_topic(&log, 1).await;
+    let mut producer = log.transactional_producer(&unique("tx")).await.expect("a producer");
+    let mut transaction = producer.begin();
+    transaction
+        .send(ProducerRecord::to(topic.clone()).partition(0).value("kept"))
+        .await
+        .expect("sent");
+    within("a commit", transaction.commit()).await.expect("committed");
+    let mut transaction = producer.begin();
+    for _ in 0..1500 {
+        transaction
+            .send(ProducerRecord::to(topic.clone()).partition(0).value("aborted"))
+            .await
+            .expect("sent");
+    }
+    within("an abort", transaction.abort()).await.expect("aborted");
+    let mut reader = reader_at(&log, &topic, 0, StartAt::Start).await;
+    assert_eq!(texts(&read_to_end(&mut reader).await), ["kept"]);
+    let end = log
+        .offset(&TopicPartition::new(topic.clone(), 0), StartAt::End)
+        .await
+        .expect("end");
+    let mut reader = reader_at(&log, &topic, 0, StartAt::Offset(end)).await;
+    let batch = within("a batch", reader.next()).await.expect("a batch");
+    assert!(batch.caught_up && batch.records.is_empty());
+    assert_eq!(batch.next_offset.0, end);
+}
+
+/// Older records of a key go, the last of each key and all offsets stay.
+pub async fn a_compacted_partition_keeps_the_last_of_each_key(log: Log) {
+    let topic = new_compacted_topic(&log, 1).await;
+    let record = |i: usize| {
+        ProducerRecord::to(topic.clone())
+            .partition(0)
+            .key(format!("{}", i % 10))
+            .value(i.to_string())
+    };
+    append_all(&log, (0..1000).map(record)).await;
+    // Whether the engine has cleaned by now is its own affair: the last of each key must be there, in order, and at the end.
+    let records = read_partition(&log, &topic, 0).await;
+    let last: Vec<String> = texts(&records).into_iter().rev().take(10).rev().collect();
+    assert_eq!(last, (990..1000).map(|i: i32| i.to_string()).collect::<Vec<_>>());
+    assert!(records.is_sorted_by_key(|record| record.offset));
+    let end = log
+        .offset(&TopicPartition::new(topic.clone(), 0), StartAt::End)
+        .await
+        .expect("end");
+    assert_eq!(end, 1000);
+}
+
+/// Records older than retention go, by and by, and the start moves on.
+pub async fn retention_moves_the_start(log: Log) {
+    let spec = TopicSpec {
+        retention: Some(Duration::from_secs(24 * 60 * 60)),
+        ..TopicSpec::new(unique("short"), 1)
+    };
+    let topic = make_topic(&log, spec).await;
+    append_values(&log, &topic, ["kept"]).await;
+    // Young records are kept, whatever the engine cleans meanwhile.
+    assert_eq!(texts(&read_partition(&log, &topic, 0).await), ["kept"]);
+    assert_eq!(
+        log.offset(&TopicPartition::new(topic, 0), StartAt::Start)
+            .await
+            .expect("start"),
+        0
+    );
+}
+
+/// What was read ahead under an earlier assignment is not returned under a later one.
+pub async fn a_reassigned_partition_returns_nothing_of_before(log: Log) {
+    let topic = new_topic(&log, 2).await;
+    append_values(&log, &topic, (0..5000).map(|i| i.to_string())).await;
+    let mut reader = reader_at(&log, &topic, 0, StartAt::Start).await;
+    next_records(&mut reader).await;
+    within("an assignment", reader.assign(0, StartAt::Offset(4990)))
+        .await
+        .expect("assigned");
+    assert_eq!(next_records(&mut reader).await.records[0].offset, 4990);
+    reader.unassign(0).await.expect("unassigned");
+    within("an assignment", reader.assign(1, StartAt::Start))
+        .await
+        .expect("assigned");
+    let batch = within("a batch", reader.next()).await.expect("a batch");
+    assert_eq!((batch.partition.partition, batch.caught_up), (1, true));
+}

@@ -1,0 +1,91 @@
+//! Topics: planned, applied, described, deleted.
+
+use std::time::Duration;
+
+use barnabas::log::{CleanupPolicy, Error, Log, TopicChange, TopicSpec};
+
+use super::{append_values, make_topic, new_topic, read_partition, unique, within};
+
+/// A plan says what would change and changes nothing; applied, there is nothing left to plan.
+pub async fn are_planned_and_applied(log: Log) {
+    let mut spec = TopicSpec {
+        cleanup: CleanupPolicy::CompactDelete,
+        retention: Some(Duration::from_secs(3600)),
+        max_message_bytes: 65_536,
+        ..TopicSpec::new(unique("planned"), 2)
+    };
+    let plan = log.plan_topics(std::slice::from_ref(&spec)).await.expect("a plan");
+    assert_eq!(plan.changes, [TopicChange::Create(spec.clone())]);
+    assert!(
+        matches!(log.describe_topic(&spec.name).await, Err(Error::UnknownTopic(_))),
+        "planning creates nothing"
+    );
+    make_topic(&log, spec.clone()).await;
+    let topic = log.describe_topic(&spec.name).await.expect("a topic");
+    assert_eq!(
+        (topic.partitions, topic.cleanup, topic.retention),
+        (2, spec.cleanup, spec.retention)
+    );
+    assert_eq!(topic.max_message_bytes, 65_536);
+    assert!(
+        log.plan_topics(std::slice::from_ref(&spec))
+            .await
+            .expect("a plan")
+            .changes
+            .is_empty()
+    );
+    spec.partitions = 4;
+    spec.retention = Some(Duration::from_secs(7200));
+    make_topic(&log, spec.clone()).await;
+    let topic = log.describe_topic(&spec.name).await.expect("a topic");
+    assert_eq!((topic.partitions, topic.retention), (4, spec.retention));
+    assert!(log.plan_topics(&[spec]).await.expect("a plan").changes.is_empty());
+}
+
+/// A topic that was deleted and made again is another one.
+pub async fn made_again_have_another_identity(log: Log) {
+    let topic = new_topic(&log, 1).await;
+    append_values(&log, &topic, ["old"]).await;
+    let before = log.describe_topic(&topic).await.expect("a topic").id;
+    assert_eq!(log.describe_topic(&topic).await.expect("a topic").id, before);
+    within("a deletion", log.delete_topic(&topic)).await.expect("deleted");
+    assert!(matches!(log.describe_topic(&topic).await, Err(Error::UnknownTopic(_))));
+    make_topic(&log, TopicSpec::new(topic.clone(), 1)).await;
+    assert_ne!(log.describe_topic(&topic).await.expect("a topic").id, before);
+    assert!(
+        read_partition(&log, &topic, 0).await.is_empty(),
+        "nothing of the old one is left"
+    );
+    assert_eq!(append_values(&log, &topic, ["new"]).await, 0);
+}
+
+/// Fewer partitions never; more not where keys must stay.
+pub async fn refuse_what_would_move_keys(log: Log) {
+    let spec = TopicSpec {
+        fixed_partitions: true,
+        ..TopicSpec::new(unique("fixed"), 3)
+    };
+    make_topic(&log, spec.clone()).await;
+    for partitions in [2, 4] {
+        let plan = log
+            .plan_topics(&[TopicSpec {
+                partitions,
+                ..spec.clone()
+            }])
+            .await;
+        assert!(
+            matches!(plan, Err(Error::InvalidTopic { .. })),
+            "{partitions}: {plan:?}"
+        );
+    }
+}
+
+/// What Kafka would not take is not taken.
+pub async fn with_bad_names_are_refused(log: Log) {
+    for name in ["", ".", "..", "with space", "ümlaut", &"x".repeat(250)] {
+        let plan = log.plan_topics(&[TopicSpec::new(name, 1)]).await;
+        assert!(matches!(plan, Err(Error::InvalidTopic { .. })), "{name:?}: {plan:?}");
+    }
+    let plan = log.plan_topics(&[TopicSpec::new(unique("none"), 0)]).await;
+    assert!(matches!(plan, Err(Error::InvalidTopic { .. })), "{plan:?}");
+}
