@@ -162,7 +162,8 @@ impl TopicsConfig {
 /// Limits of HTTP connections.
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
-    /// Milliseconds within which a request's head must be there. Default 5000, `BARNABAS_HTTP_HEADER_TIMEOUT_MS`.
+    /// Milliseconds within which a request's head must be there, and for which a connection may be idle. Default 5000,
+    /// `BARNABAS_HTTP_HEADER_TIMEOUT_MS`.
     pub header_timeout: Duration,
     /// Bytes of a request's head. Default 16384, `BARNABAS_HTTP_MAX_HEADER_BYTES`.
     pub max_header_bytes: usize,
