@@ -105,6 +105,23 @@ pub async fn run(log: Log, topics: TopicsConfig, stopping: CancellationToken) ->
     }
 }
 
+/// The state that a registration begins; no other command begins one.
+pub(super) fn new_state(command: JobCommand) -> Option<JobState> {
+    let JobCommand::Register {
+        job_type,
+        channel,
+        chunks,
+        rows,
+        submitted_ms,
+        traceparent,
+    } = command
+    else {
+        return None;
+    };
+    let state = JobState::new(job_type, channel, submitted_ms, chunks, rows);
+    Some(JobState { traceparent, ..state })
+}
+
 /// Jobs as an aggregate of their commands.
 #[derive(Clone, Debug)]
 pub struct Jobs {
@@ -144,20 +161,10 @@ impl Aggregate for Jobs {
 
     fn apply(&self, job: &str, state: &mut Option<JobState>, command: JobCommand) {
         let Some(state) = state else {
-            match command {
-                JobCommand::Register {
-                    job_type,
-                    channel,
-                    chunks,
-                    rows,
-                    submitted_ms,
-                    traceparent,
-                } => {
-                    let new = JobState::new(job_type, channel, submitted_ms, chunks, rows);
-                    *state = Some(JobState { traceparent, ..new });
-                }
-                // Its registration stands before whatever a worker says of it, so the job is past retention or long ended.
-                _ => tracing::debug!(job, "passing over a command for a job that is not known"),
+            *state = new_state(command);
+            if state.is_none() {
+                // Its registration stands before whatever a worker says of it: the job is past retention, or ended long ago.
+                tracing::debug!(job, "passing over a command for a job that is not known");
             }
             return;
         };

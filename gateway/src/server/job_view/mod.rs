@@ -9,6 +9,7 @@
 //! anything.
 
 mod file;
+mod registration;
 mod routes;
 
 use std::collections::{HashMap, HashSet};
@@ -19,12 +20,13 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::file::{Change, JobFile};
+use super::config::TopicsConfig;
 use super::event::now_ms;
 use super::job_state::JobState;
 use crate::log::{self, Batch, Log, Reader, StartAt, TopicDescription};
@@ -33,6 +35,9 @@ pub(crate) use routes::routes;
 
 /// The file's name in the data folder.
 const FILE: &str = "jobs.sqlite";
+
+/// Jobs that are searched for on the log at a time; more wait for their turn.
+const MAX_SEARCHES: usize = 2;
 
 /// How often jobs past retention are removed.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
@@ -51,6 +56,8 @@ struct Inner {
     /// For everybody else. SQLite's write-ahead log lets it read while the other writes.
     reading: Mutex<JobFile>,
     waiting: Mutex<HashMap<Uuid, Arc<Notify>>>,
+    /// Searches of the log that may run now.
+    searches: Semaphore,
     is_caught_up: AtomicBool,
     /// Retention of the topic in milliseconds; `i64::MAX`: for ever.
     retention_ms: AtomicI64,
@@ -98,6 +105,7 @@ impl JobView {
             writing: Mutex::new(writing),
             reading: Mutex::new(reading),
             waiting: Mutex::default(),
+            searches: Semaphore::new(MAX_SEARCHES),
             is_caught_up: AtomicBool::new(false),
             retention_ms: AtomicI64::new(retention_ms(topic)),
         })))
@@ -154,6 +162,21 @@ impl JobView {
                 () = sleep_until(deadline) => return Ok(job),
             }
         }
+    }
+
+    /// The job as it was registered, from the log: for one that the view does not have, because its store has not come to it.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub async fn find_registration(
+        &self,
+        log: &Log,
+        topics: &TopicsConfig,
+        id: Uuid,
+        submitted_ms: i64,
+    ) -> log::Result<Option<Job>> {
+        let _turn = self.0.searches.acquire().await.map_err(|_| log::Error::Closed)?;
+        registration::find(log, topics, id, submitted_ms).await
     }
 
     /// Whether the view has once reached the end of the topic. Before that a job that it does not have may exist.

@@ -65,18 +65,24 @@ async fn job(State(app): State<App>, Path(id): Path<String>, headers: HeaderMap)
         None => Duration::ZERO,
     };
     let found = tokio::select! {
-        found = view.find_patiently(uuid, patience) => found,
-        () = app.stopping.cancelled() => view.find(uuid).await,
+        found = view.find_patiently(uuid, patience) => found?,
+        () = app.stopping.cancelled() => view.find(uuid).await?,
     };
-    let Some(job) = found.map_err(Error::from)? else {
-        return Err(if !view.is_caught_up() {
-            Error::unavailable("job-view-behind", "the job view has not read the log to its end yet")
-        } else if view.is_past_retention(submitted_ms) {
+    let job = match found {
+        Some(job) => job,
+        None if !view.is_caught_up() => {
+            let cause = "the job view has not read the log to its end yet";
+            return Err(Error::unavailable("job-view-behind", cause));
+        }
+        None if view.is_past_retention(submitted_ms) => {
             let detail = format!("job {id} is older than states are kept");
-            Error::refused(StatusCode::GONE, "job-expired", detail)
-        } else {
-            unknown()
-        });
+            return Err(Error::refused(StatusCode::GONE, "job-expired", detail));
+        }
+        // Its submitter may have been answered although its store has not come to it.
+        None => view
+            .find_registration(&app.log, &app.config.topics, uuid, submitted_ms)
+            .await?
+            .ok_or_else(unknown)?,
     };
     let mut response = Json(body(uuid, &job)).into_response();
     response
