@@ -1,16 +1,18 @@
 //! What the Kafka engine does beyond the conformance suite: a broker that goes and comes, fatal errors of librdkafka, rebalances,
 //! and what its own facts about Kafka are.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use barnabas::log::kafka::KafkaSettings;
 use barnabas::log::{
-    Batch, CommittedOffset, Error, GroupEvent, GroupMember, GroupSettings, Log, NextOffset, Producer, ProducerRecord,
-    ProducerSettings, Reader, StartAt, TopicPartition, TopicSpec, partition_for_key,
+    Batch, CleanupPolicy, CommittedOffset, Error, GroupEvent, GroupMember, GroupSettings, Log, NextOffset, Producer,
+    ProducerRecord, ProducerSettings, Reader, StartAt, TopicPartition, TopicSpec, partition_for_key,
 };
+use barnabas_tests::conformance::unique;
 use barnabas_tests::kafka::{self, KafkaNode};
 use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::time::timeout;
 
@@ -23,22 +25,14 @@ async fn connect(brokers: &str) -> Log {
         .expect("a connection")
 }
 
-/// A name that no other test has.
-fn unique(what: &str) -> String {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .expect("a clock");
-    format!("{what}-{}-{count}-{}", std::process::id(), now.as_millis())
-}
-
 async fn make_topic(log: &Log, partitions: i32) -> String {
     let name = unique("topic");
-    let plan = log
-        .plan_topics(&[TopicSpec::new(&name, partitions)])
-        .await
-        .expect("a plan");
+    let spec = TopicSpec {
+        // Some records here have old timestamps.
+        retention: None,
+        ..TopicSpec::new(&name, partitions)
+    };
+    let plan = log.plan_topics(&[spec]).await.expect("a plan");
     log.apply_topics(&plan).await.expect("the topic is made");
     name
 }
@@ -107,6 +101,23 @@ async fn wait_for_uncommitted_end(topic: &str, end: i64) {
     })
     .await
     .expect("in time");
+}
+
+/// Changes settings of a topic that the log's interface does not know, as a client of its own.
+async fn set_topic(topic: &str, settings: &[(&str, &str)]) {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+        .set("bootstrap.servers", kafka::brokers())
+        .create()
+        .expect("a client");
+    let mut change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("cleanup.policy", "compact");
+    for (name, value) in settings {
+        change = change.set(name, value);
+    }
+    let answer = admin
+        .alter_configs(&[change], &AdminOptions::new())
+        .await
+        .expect("an answer");
+    assert!(answer.iter().all(Result::is_ok), "{answer:?}");
 }
 
 fn done(offset: i64) -> CommittedOffset {
@@ -599,6 +610,59 @@ async fn a_reassigned_partition_never_shows_records_of_its_earlier_assignment() 
         };
         assert_eq!(batch.records[0].offset, start);
     }
+}
+
+#[tokio::test]
+async fn a_compacted_partition_is_caught_up_though_nothing_is_left_at_its_end() {
+    let log = connect(&kafka::brokers()).await;
+    let name = unique("compacted");
+    let spec = TopicSpec {
+        cleanup: CleanupPolicy::Compact,
+        ..TopicSpec::new(&name, 1)
+    };
+    let plan = log.plan_topics(&[spec]).await.expect("a plan");
+    log.apply_topics(&plan).await.expect("applied");
+    set_topic(&name, &[("segment.ms", "100"), ("delete.retention.ms", "0")]).await;
+    let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+    let put = |key: i32, value: Option<&'static str>| {
+        let mut record = ProducerRecord::to(name.as_str()).partition(0).key(key.to_string());
+        record.value = value.map(Into::into);
+        producer.append(record)
+    };
+    for key in 0..100 {
+        put(key, Some("value")).await.expect("appended");
+    }
+    for key in 0..100 {
+        put(key, None).await.expect("appended");
+    }
+    // A record in a later segment lets the cleaner at those before; it takes the tombstones in a second round.
+    let records = timeout(DEADLINE, async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            put(1000, Some("last")).await.expect("appended");
+            let mut reader = log.reader(&name).await.expect("a reader");
+            reader.assign(0, StartAt::Start).await.expect("assigned");
+            let end = log
+                .offset(&TopicPartition::new(name.as_str(), 0), StartAt::End)
+                .await
+                .expect("an end");
+            let mut records = Vec::new();
+            loop {
+                let batch = reader.next().await.expect("a batch");
+                records.extend(batch.records);
+                if batch.caught_up {
+                    assert_eq!(batch.next_offset, NextOffset(end));
+                    break;
+                }
+            }
+            if records.iter().all(|record| record.key.as_deref() == Some(b"1000")) {
+                break records;
+            }
+        }
+    })
+    .await
+    .expect("compacted in time");
+    assert!(records[0].offset >= 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

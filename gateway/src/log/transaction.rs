@@ -119,7 +119,8 @@ impl Transaction<'_> {
         self.offsets.extend(offsets);
     }
 
-    /// Ends the transaction; when it returns, everything in it is visible. A transaction with nothing in it does nothing.
+    /// Ends the transaction; when it returns, everything in it is durable and becomes visible: on the embedded engine at once, on
+    /// Kafka within milliseconds, when the brokers have written their markers. A transaction with nothing in it does nothing.
     ///
     /// # Errors
     /// [`Error::Fenced`]; [`Error::UnknownMember`] when the offsets' member was replaced; [`Error::UnknownTopic`],

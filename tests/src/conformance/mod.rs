@@ -86,9 +86,13 @@ pub fn unique(stem: &str) -> String {
     format!("{stem}-{:08x}", random::<u32>())
 }
 
-/// A new topic; returns its name.
+/// A new topic; returns its name. It keeps records for ever, since cases write old timestamps.
 pub async fn new_topic(log: &Log, partitions: i32) -> String {
-    make_topic(log, TopicSpec::new(unique("topic"), partitions)).await
+    let spec = TopicSpec {
+        retention: None,
+        ..TopicSpec::new(unique("topic"), partitions)
+    };
+    make_topic(log, spec).await
 }
 
 /// A new compacted topic; returns its name.

@@ -28,10 +28,11 @@ impl KafkaLog {
     pub(in crate::log) async fn plan_topics(&self, wanted: &[TopicSpec]) -> Result<TopicPlan> {
         let mut plan = TopicPlan::default();
         for spec in wanted {
+            spec.check()?;
             match self.describe_topic(&spec.name).await {
                 Err(Error::UnknownTopic(_)) => plan.changes.push(TopicChange::Create(spec.clone())),
                 Err(error) => return Err(error),
-                Ok(found) => plan.changes.extend(changes(spec, &found)?),
+                Ok(found) => plan.changes.extend(spec.changes_to(&found)?),
             }
         }
         Ok(plan)
@@ -75,19 +76,11 @@ impl KafkaLog {
         let max_message_bytes = value(MAX_MESSAGE)
             .parse()
             .map_err(|_| attempt.code(RDKafkaErrorCode::UnknownTopicOrPartition))?;
-        let (compact, delete) = (
-            value(CLEANUP).split(',').any(|policy| policy.trim() == "compact"),
-            value(CLEANUP).split(',').any(|policy| policy.trim() == "delete"),
-        );
         Ok(TopicDescription {
             name: topic.to_owned(),
             id,
             partitions,
-            cleanup: match (compact, delete) {
-                (true, true) => CleanupPolicy::CompactDelete,
-                (true, false) => CleanupPolicy::Compact,
-                (false, _) => CleanupPolicy::Delete,
-            },
+            cleanup: CleanupPolicy::parse(value(CLEANUP)).unwrap_or(CleanupPolicy::Delete),
             retention: value(RETENTION).parse().ok().map(Duration::from_millis),
             max_message_bytes,
         })
@@ -399,95 +392,7 @@ impl KafkaLog {
     }
 }
 
-/// What has to change for a topic to be as wanted.
-fn changes(spec: &TopicSpec, found: &TopicDescription) -> Result<Vec<TopicChange>> {
-    let refuse = |reason: String| Error::InvalidTopic {
-        topic: spec.name.clone(),
-        reason,
-    };
-    let mut changes = Vec::new();
-    if spec.partitions < found.partitions {
-        return Err(refuse(format!(
-            "it has {} partitions and cannot have fewer ({})",
-            found.partitions, spec.partitions
-        )));
-    }
-    if spec.partitions > found.partitions {
-        if spec.fixed_partitions {
-            return Err(refuse(format!(
-                "it has {} partitions; with {} its keys would move",
-                found.partitions, spec.partitions
-            )));
-        }
-        changes.push(TopicChange::AddPartitions {
-            topic: spec.name.clone(),
-            from: found.partitions,
-            to: spec.partitions,
-        });
-    }
-    let mut alter = |setting, from: String, to: String| {
-        if from != to {
-            changes.push(TopicChange::Alter {
-                topic: spec.name.clone(),
-                setting,
-                from,
-                to,
-            });
-        }
-    };
-    alter(
-        CLEANUP,
-        found.cleanup.as_str().to_owned(),
-        spec.cleanup.as_str().to_owned(),
-    );
-    if spec.cleanup != CleanupPolicy::Compact {
-        alter(
-            RETENTION,
-            retention_value(found.retention),
-            retention_value(spec.retention),
-        );
-    }
-    alter(
-        MAX_MESSAGE,
-        found.max_message_bytes.to_string(),
-        spec.max_message_bytes.to_string(),
-    );
-    Ok(changes)
-}
-
 /// Kafka's value of `retention.ms`; -1 is for ever.
 fn retention_value(retention: Option<Duration>) -> String {
     retention.map_or_else(|| "-1".to_owned(), |retention| retention.as_millis().to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::log::TopicId;
-
-    fn found(partitions: i32) -> TopicDescription {
-        let spec = TopicSpec::new("t", partitions);
-        TopicDescription {
-            name: spec.name,
-            id: TopicId([0; 16]),
-            partitions,
-            cleanup: spec.cleanup,
-            retention: spec.retention,
-            max_message_bytes: spec.max_message_bytes,
-        }
-    }
-
-    #[test]
-    fn a_topic_that_is_as_wanted_needs_no_change() {
-        assert_eq!(changes(&TopicSpec::new("t", 3), &found(3)).expect("a plan"), []);
-    }
-
-    #[test]
-    fn partitions_are_never_taken_away_nor_added_where_keys_would_move() {
-        assert!(changes(&TopicSpec::new("t", 2), &found(3)).is_err());
-        let mut fixed = TopicSpec::new("t", 4);
-        assert_eq!(changes(&fixed, &found(3)).expect("a plan").len(), 1);
-        fixed.fixed_partitions = true;
-        assert!(changes(&fixed, &found(3)).is_err());
-    }
 }

@@ -48,6 +48,7 @@ pub(super) async fn run(
         transactional_id,
         producer: None,
         transaction: State::None,
+        left: Left::Nothing,
     };
     let made = thread.make_producer();
     let failed = made.is_err();
@@ -71,6 +72,10 @@ pub(super) async fn run(
                 reply,
             })) => {
                 let answer = thread.commit(records, &offsets, group.as_ref()).await;
+                if matches!(answer, Err(Error::Indefinite(_))) {
+                    // What became of it is settled when the next producer has taken over.
+                    thread.clean_up();
+                }
                 // Who has dropped the answer does not want to know.
                 let _ = reply.send(answer);
             }
@@ -82,8 +87,10 @@ pub(super) async fn run(
             Ok(None) => break,
             Err(_) => thread.idle(),
         }
+        // After the answer: a transaction that no commit was sent for is as good as aborted, however long the brokers take.
+        thread.clean_up();
     }
-    // The producer is dropped next, and whoever is next under its id aborts what this could not.
+    // Whoever is next under its id aborts what this cannot.
     let _ = thread.abort();
 }
 
@@ -93,6 +100,16 @@ struct TransactionThread {
     /// `None` while it could not be made anew.
     producer: Option<BaseProducer<RecordContext>>,
     transaction: State,
+    left: Left,
+}
+
+/// What a failed transaction has left to do before the next one.
+enum Left {
+    Nothing,
+    /// The producer has it open still.
+    Abort,
+    /// The producer cannot go on.
+    Remake,
 }
 
 enum State {
@@ -215,7 +232,8 @@ impl TransactionThread {
     fn check_age(&self) -> std::result::Result<(), Failure> {
         let allowed = self.log.0.settings.transaction_timeout * 9 / 10;
         match self.transaction {
-            State::Open(since) if since.elapsed() > allowed => Err(Failure::Abort(Error::Aborted(format!(
+            // Either the brokers do not answer, or they answer a new producer at once.
+            State::Open(since) if since.elapsed() > allowed => Err(Failure::Broken(Error::Aborted(format!(
                 "it was open for more than {} ms",
                 allowed.as_millis()
             )))),
@@ -345,14 +363,14 @@ impl TransactionThread {
         }
     }
 
-    /// Leaves the producer ready for the next transaction, and returns the error to answer with.
+    /// The error to answer with. What is left to do is done by [`Self::clean_up`].
     fn end_after(&mut self, failure: Failure) -> Error {
         let open = matches!(self.transaction, State::Open(_));
         self.transaction = State::None;
         match failure {
             Failure::Abort(error) => {
                 if open {
-                    self.abort_open();
+                    self.left = Left::Abort;
                 }
                 error
             }
@@ -362,9 +380,21 @@ impl TransactionThread {
             }
             Failure::Broken(error) => {
                 tracing::warn!(transactional_id = %self.transactional_id, "the producer is made anew: {error}");
-                self.remake_producer();
+                // One that could not be made is tried again by the next transaction.
+                if self.producer.is_some() {
+                    self.left = Left::Remake;
+                }
                 error
             }
+        }
+    }
+
+    /// Leaves the producer ready for the next transaction.
+    fn clean_up(&mut self) {
+        match std::mem::replace(&mut self.left, Left::Nothing) {
+            Left::Nothing => {}
+            Left::Abort => self.abort_open(),
+            Left::Remake => self.remake_producer(),
         }
     }
 
