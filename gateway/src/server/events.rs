@@ -18,9 +18,10 @@ use tokio::time::timeout;
 use super::body::{Incoming, media_type};
 use super::channel_name::check_channel_name;
 use super::event::{Event, PlainEvent};
+use super::token::Token;
 use super::trace::given_traceparent;
-use super::{App, Error};
-use crate::log::{self, Appended, ProducerRecord};
+use super::{App, Error, TOKEN_HEADER};
+use crate::log::{self, Appended, NextOffset, ProducerRecord};
 
 /// Bytes of an attribute such as an event's type or id at most.
 const MAX_ATTRIBUTE_BYTES: usize = 1024;
@@ -44,10 +45,15 @@ async fn publish(
             return Err(error);
         }
     };
-    timeout(app.config.events.deadline, append_all(&app, records))
+    let last = timeout(app.config.events.deadline, append_all(&app, records))
         .await
         .map_err(|elapsed| Error::unavailable("log-unavailable", elapsed))??;
-    Ok(StatusCode::ACCEPTED.into_response())
+    let token = Token::at(
+        app.notifications.id,
+        last.partition.partition,
+        NextOffset::after(last.offset),
+    );
+    Ok((StatusCode::ACCEPTED, [(TOKEN_HEADER, token.to_string())]).into_response())
 }
 
 /// The records of a request, if nothing is wrong with it.

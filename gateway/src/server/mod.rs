@@ -18,6 +18,7 @@ pub mod job_store;
 pub mod job_view;
 mod jobs;
 mod origin;
+pub mod token;
 mod trace;
 
 use std::io;
@@ -25,6 +26,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use ::http::HeaderName;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -34,7 +36,6 @@ use crate::log::{self, Log, Producer, ProducerSettings, TopicDescription};
 pub use config::{Config, ConfigError};
 pub use data_dir::DataDir;
 pub use error::Error;
-pub(crate) use http::ConnectionPermit;
 use job_view::{JobView, JobViewError};
 pub use jobs::Jobs;
 
@@ -64,6 +65,9 @@ pub struct AppParts {
     /// Tasks that outlive the request that began them. All of them end soon after `stopping`.
     pub tasks: TaskTracker,
 }
+
+/// The header that carries a resume token in answers.
+pub(crate) const TOKEN_HEADER: HeaderName = HeaderName::from_static("barnabas-token");
 
 impl Deref for App {
     type Target = AppParts;

@@ -1,7 +1,8 @@
 //! Posting events.
 
-use barnabas::log::partition_for_key;
+use barnabas::log::{NextOffset, partition_for_key};
 use barnabas::server::event::Event;
+use barnabas::server::token::Token;
 
 use super::support::Gateway;
 
@@ -13,6 +14,11 @@ async fn posted_events_stand_on_the_channels_partition_in_their_order() {
     let body = r#"[{"type":"a","data":{"n":1}},{"type":"b","subject":"s"},{"type":"c","id":"7"}]"#;
     let answer = gateway.post("/v1/channels/tenant:1/events", JSON, body).await;
     assert_eq!((answer.status.as_u16(), answer.body.len()), (202, 0));
+    let token: Token = answer
+        .header("barnabas-token")
+        .expect("a token")
+        .parse()
+        .expect("a token");
     assert_eq!(
         gateway
             .post("/v1/channels/tenant:1/events", JSON, r#"{"type":"d"}"#)
@@ -27,6 +33,7 @@ async fn posted_events_stand_on_the_channels_partition_in_their_order() {
         .iter()
         .map(|record| Event::from_record(record, String::new).expect("an event"))
         .collect();
+    assert_eq!(token.position(partition as i32), Some(NextOffset(3)));
     let types: Vec<_> = events.iter().map(|event| event.event_type.as_str()).collect();
     assert_eq!(types, ["a", "b", "c", "d"]);
     assert_eq!(events[0].data.as_ref().map(|data| data.get()), Some(r#"{"n":1}"#));

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use barnabas::log::Record;
+use barnabas::log::{NextOffset, Record, partition_for_key};
 use barnabas::server::config::{BodyFormat, JobTypeConfig};
+use barnabas::server::token::Token;
 use futures_util::future::join_all;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -122,7 +123,29 @@ async fn a_client_that_prefers_it_gets_the_job_in_the_answer() {
         Some(&*format!("/v1/jobs/{}", job["id"].as_str().expect("an id")))
     );
     assert_eq!(job["channel"], "c");
+    assert!(answer.header("barnabas-token").is_some());
     assert_eq!(job["token"].as_str(), answer.header("barnabas-token"));
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn the_token_of_a_job_stands_before_all_its_events_and_behind_all_others() {
+    let gateway = Gateway::start().await;
+    let json = [("content-type", "application/json")];
+    let event = gateway.post("/v1/channels/c/events", &json, r#"{"type":"t"}"#).await;
+    let job = gateway
+        .post("/v1/jobs/import-contacts?channel=c", CSV, contacts(1))
+        .await;
+    // The job's `job.accepted` comes behind it.
+    let notifications = gateway.config.topics.notifications();
+    gateway.records(&notifications, 2).await;
+    assert!(event.header("barnabas-token").is_some());
+    assert_eq!(job.header("barnabas-token"), event.header("barnabas-token"));
+    let id = gateway.log.describe_topic(&notifications).await.expect("the topic").id;
+    let token: Token = job.header("barnabas-token").expect("a token").parse().expect("a token");
+    let partition = partition_for_key(b"c", gateway.config.topics.partitions);
+    assert!(token.is_of(id));
+    assert_eq!(token.positions().collect::<Vec<_>>(), [(partition, NextOffset(1))]);
     gateway.stop().await;
 }
 

@@ -20,9 +20,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::chunk::Plan;
 use super::spool::Spooled;
-use crate::log::{self, Log, ProducerRecord, StartAt, TopicPartition, TransactionalProducer, partition_for_key};
+use crate::log::{
+    self, Log, NextOffset, ProducerRecord, StartAt, TopicDescription, TopicPartition, TransactionalProducer,
+    partition_for_key,
+};
 use crate::server::config::{BodyFormat, TopicsConfig};
 use crate::server::job_store::{JobCommand, command_record};
+use crate::server::token::Token;
 
 /// Jobs of one transaction at most.
 const TRANSACTION_JOBS: usize = 256;
@@ -54,13 +58,6 @@ pub(super) struct Job {
     pub(super) first_partition: i32,
 }
 
-/// Where the job's channel was when nothing of the job was written.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Receipt {
-    pub(super) partition: i32,
-    pub(super) offset: i64,
-}
-
 /// Why a job was not produced.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum ProduceError {
@@ -79,7 +76,8 @@ pub(super) enum ProduceError {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) job: Job,
-    pub(super) reply: oneshot::Sender<Result<Receipt, ProduceError>>,
+    /// Answered with where the job's channel was when nothing of the job was written.
+    pub(super) reply: oneshot::Sender<Result<Token, ProduceError>>,
 }
 
 /// Jobs that wait for the next lane that is free.
@@ -90,8 +88,7 @@ pub(super) type Queue = Arc<Mutex<mpsc::Receiver<Waiting>>>;
 pub(super) struct LaneContext {
     pub(super) log: Log,
     pub(super) topics: TopicsConfig,
-    pub(super) notifications: Arc<str>,
-    pub(super) notification_partitions: i32,
+    pub(super) notifications: TopicDescription,
     /// Cancelled when no more jobs come.
     pub(super) drained: CancellationToken,
 }
@@ -178,8 +175,8 @@ impl Lane {
     }
 
     /// Writes the jobs in one transaction.
-    async fn produce(&mut self, batch: &[Waiting]) -> Result<Vec<Receipt>, ProduceError> {
-        let receipts = self.context.receipts(batch).await?;
+    async fn produce(&mut self, batch: &[Waiting]) -> Result<Vec<Token>, ProduceError> {
+        let tokens = self.context.tokens(batch).await?;
         let mut transaction = self.producer.begin();
         for Waiting { job, reply } in batch {
             let mut sent = 0;
@@ -200,7 +197,7 @@ impl Lane {
                 .await?;
         }
         transaction.commit().await?;
-        Ok(receipts)
+        Ok(tokens)
     }
 
     /// Makes the producer anew; false when no more jobs come.
@@ -222,12 +219,12 @@ impl Lane {
 }
 
 /// Answers each job, and returns whether the producer can be used again.
-fn answer(batch: Vec<Waiting>, produced: Result<Vec<Receipt>, ProduceError>) -> bool {
+fn answer(batch: Vec<Waiting>, produced: Result<Vec<Token>, ProduceError>) -> bool {
     match produced {
-        Ok(receipts) => {
-            for (waiting, receipt) in batch.into_iter().zip(receipts) {
+        Ok(tokens) => {
+            for (waiting, token) in batch.into_iter().zip(tokens) {
                 // Who has gone meanwhile needs no answer.
-                let _ = waiting.reply.send(Ok(receipt));
+                let _ = waiting.reply.send(Ok(token));
             }
             true
         }
@@ -262,24 +259,22 @@ impl ProduceError {
 
 impl LaneContext {
     /// Where the channels of the jobs are now. Each partition is asked for once.
-    async fn receipts(&self, batch: &[Waiting]) -> log::Result<Vec<Receipt>> {
-        let partitions: Vec<i32> = batch
-            .iter()
-            .map(|waiting| partition_for_key(waiting.job.channel.as_bytes(), self.notification_partitions))
-            .collect();
-        let distinct: BTreeSet<i32> = partitions.iter().copied().collect();
+    async fn tokens(&self, batch: &[Waiting]) -> log::Result<Vec<Token>> {
+        let TopicDescription {
+            name, id, partitions, ..
+        } = &self.notifications;
+        let partition_of = |waiting: &Waiting| partition_for_key(waiting.job.channel.as_bytes(), *partitions);
+        let distinct: BTreeSet<i32> = batch.iter().map(partition_of).collect();
         let ends = distinct.into_iter().map(|partition| async move {
-            let end = TopicPartition::new(Arc::clone(&self.notifications), partition);
+            let end = TopicPartition::new(name.as_str(), partition);
             Ok::<_, log::Error>((partition, self.log.offset(&end, StartAt::End).await?))
         });
         let ends: BTreeMap<i32, i64> = try_join_all(ends).await?.into_iter().collect();
-        Ok(partitions
-            .into_iter()
-            .map(|partition| Receipt {
-                partition,
-                offset: ends[&partition],
-            })
-            .collect())
+        let token = |waiting| {
+            let partition = partition_of(waiting);
+            Token::at(*id, partition, NextOffset(ends[&partition]))
+        };
+        Ok(batch.iter().map(token).collect())
     }
 }
 

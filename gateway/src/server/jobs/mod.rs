@@ -30,14 +30,15 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use self::chunk::{CutError, Cutter, Limits, Plan};
-use self::lane::{Job, JobTopic, Lane, LaneContext, ProduceError, Queue, Receipt, Waiting};
+use self::lane::{Job, JobTopic, Lane, LaneContext, ProduceError, Queue, Waiting};
 use self::spool::{Spool, Spooled};
 use super::body::{Incoming, media_type};
 use super::channel_name::check_channel_name;
 use super::config::{BodyFormat, Config, JobTypeConfig};
 use super::data_dir::DataDir;
+use super::token::Token;
 use super::trace::traceparent;
-use super::{App, Error, StartError, event};
+use super::{App, Error, StartError, TOKEN_HEADER, event};
 use crate::log::{Log, TopicDescription};
 
 /// Small jobs that wait for a lane. When the queue is full a request waits for a place, within its deadline.
@@ -98,8 +99,7 @@ impl Jobs {
         let context = LaneContext {
             log: log.clone(),
             topics: config.topics.clone(),
-            notifications: notifications.name.as_str().into(),
-            notification_partitions: notifications.partitions,
+            notifications: notifications.clone(),
             drained,
         };
         let transactional_id = |lane: String| format!("{}.gateway.{}.{lane}", config.topics.prefix, data.node);
@@ -124,7 +124,7 @@ impl Jobs {
     }
 
     /// Waits until the job is on the log, within its deadline. Who stops waiting takes the job back, if it is not begun.
-    async fn produce(&self, job: Job) -> Result<Receipt, Error> {
+    async fn produce(&self, job: Job) -> Result<Token, Error> {
         let size_bytes = job.body.size_bytes;
         let queue = if size_bytes > self.large_bytes {
             &self.large
@@ -138,7 +138,7 @@ impl Jobs {
             answer.await.map_err(|_| Gone)
         };
         match tokio::time::timeout(self.deadline + DEADLINE_PER_MIB * mib, produced).await {
-            Ok(Ok(Ok(receipt))) => Ok(receipt),
+            Ok(Ok(Ok(token))) => Ok(token),
             Ok(Ok(Err(ProduceError::Log(error)))) => Err(error.into()),
             Ok(Ok(Err(error))) => Err(Error::internal(error)),
             Ok(Err(gone)) => Err(Error::unavailable("stopping", gone)),
@@ -179,8 +179,9 @@ async fn submit(
         }
     };
     let (id, channel) = (job.id.clone(), job.channel.clone());
-    app.jobs.produce(job).await?;
-    Ok(accepted(&headers, &id, &channel))
+    let token = app.jobs.produce(job).await?.to_string();
+    let job = Representation { id, channel, token };
+    Ok(accepted(&headers, job))
 }
 
 /// The job of a request, complete, if nothing is wrong with it.
@@ -275,22 +276,23 @@ impl From<CutError> for Error {
     }
 }
 
-/// 202: nothing in the body unless the client prefers it.
-fn accepted(headers: &HeaderMap, id: &str, channel: &str) -> Response {
-    let location = [(header::LOCATION, format!("/v1/jobs/{id}"))];
-    if !prefers_representation(headers) {
-        return (StatusCode::ACCEPTED, location).into_response();
-    }
-    let applied = [("preference-applied", "return=representation")];
-    let job = Json(Representation { id, channel });
-    (StatusCode::ACCEPTED, location, applied, job).into_response()
+/// A job as its submitter needs it.
+#[derive(Serialize)]
+struct Representation {
+    id: String,
+    channel: String,
+    token: String,
 }
 
-/// A job as it is when it is submitted.
-#[derive(Serialize)]
-struct Representation<'a> {
-    id: &'a str,
-    channel: &'a str,
+/// 202: nothing in the body unless the client prefers it.
+fn accepted(headers: &HeaderMap, job: Representation) -> Response {
+    let location = format!("/v1/jobs/{}", job.id);
+    let fields = [(header::LOCATION, location), (TOKEN_HEADER, job.token.clone())];
+    if !prefers_representation(headers) {
+        return (StatusCode::ACCEPTED, fields).into_response();
+    }
+    let applied = [("preference-applied", "return=representation")];
+    (StatusCode::ACCEPTED, fields, applied, Json(job)).into_response()
 }
 
 /// Whether the client asks for the job in the answer (RFC 7240).
