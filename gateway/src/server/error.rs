@@ -15,6 +15,9 @@ use crate::log;
 /// What a client is told to wait before it tries again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
+/// The content type of all refusals.
+const PROBLEM: &str = "application/problem+json";
+
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -145,16 +148,36 @@ impl IntoResponse for Error {
         let body = serde_json::to_vec(&problem).expect("strings and numbers are always JSON");
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER.as_secs()));
         }
         response
     }
+}
+
+/// Gives what the router refuses before a handler, such as a method that a path does not have, the form of all other refusals.
+pub(super) async fn name_refusals(response: Response) -> Response {
+    let status = response.status();
+    let is_named = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|content_type| content_type == PROBLEM);
+    if !status.is_client_error() || is_named {
+        return response;
+    }
+    let (code, detail) = match status {
+        StatusCode::METHOD_NOT_ALLOWED => ("method-not-allowed", "this path does not take this method"),
+        StatusCode::NOT_FOUND => ("not-found", "there is nothing at this path"),
+        StatusCode::BAD_REQUEST => ("bad-path", "this path cannot be read"),
+        _ => ("refused", "this cannot be done"),
+    };
+    let mut refusal = Error::refused(status, code, detail).into_response();
+    if let Some(methods) = response.headers().get(header::ALLOW) {
+        refusal.headers_mut().insert(header::ALLOW, methods.clone());
+    }
+    refusal
 }
 
 #[cfg(test)]

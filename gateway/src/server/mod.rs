@@ -218,6 +218,7 @@ fn router(app: &App) -> Router {
         .merge(jobs::routes())
         .merge(job_view::routes())
         .merge(assets::routes(&app.config.web))
+        .layer(axum::middleware::map_response(error::name_refusals))
         .layer(axum::middleware::from_fn_with_state(origins, origin::check))
         .with_state(app.clone())
 }
