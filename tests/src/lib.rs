@@ -2,7 +2,31 @@
 
 pub mod conformance;
 pub mod http;
+pub mod job;
 pub mod kafka;
+pub mod oracle;
 pub mod process;
 pub mod proxy;
+pub mod raw;
+pub mod site;
 pub mod subscriber;
+
+/// Makes a test of each function, once for each log: `embedded::name` and `kafka::name`. The functions take the
+/// [`site::Engine`].
+#[macro_export]
+macro_rules! on_both_logs {
+    ($($name:ident),+ $(,)?) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name($crate::site::Engine::Embedded).await;
+            })+
+        }
+        mod kafka {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name($crate::site::Engine::Kafka).await;
+            })+
+        }
+    };
+}

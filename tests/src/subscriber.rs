@@ -29,6 +29,8 @@ pub const SUBPROTOCOL: &str = "barnabas.v1.json";
 const POLL_WAIT_S: u64 = 5;
 /// A connection that says nothing for so long is given up: three heartbeats.
 const SILENCE: Duration = Duration::from_secs(50);
+/// A test that waits longer for its next event, or a follower for its last, has failed.
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a follower waits before it comes back.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
@@ -121,17 +123,21 @@ impl Subscriber {
     }
 
     /// What it is told next; after the end, the end again.
+    ///
+    /// # Panics
+    /// If that is nothing for [`EVENT_TIMEOUT`].
     pub async fn next(&mut self) -> Push {
-        match self.pushes.recv().await {
-            Some(push) => push,
-            None => Push::End("it has ended before".to_owned()),
+        match tokio::time::timeout(EVENT_TIMEOUT, self.pushes.recv()).await {
+            Ok(Some(push)) => push,
+            Ok(None) => Push::End("it has ended before".to_owned()),
+            Err(_) => panic!("nothing was told for {EVENT_TIMEOUT:?}"),
         }
     }
 
     /// The next event. Confirmations are passed over.
     ///
     /// # Panics
-    /// If a gap, a farewell or the end comes instead.
+    /// If a gap, a farewell or the end comes instead, or nothing.
     pub async fn event(&mut self) -> Event {
         loop {
             match self.next().await {
@@ -208,7 +214,15 @@ impl Follower {
     }
 
     /// Follows until an event for which `last` holds, whatever happens to the connection, and returns that event.
-    pub async fn until(&mut self, mut last: impl FnMut(&Event) -> bool) -> Event {
+    ///
+    /// # Panics
+    /// If it has not come after [`EVENT_TIMEOUT`].
+    pub async fn until(&mut self, last: impl FnMut(&Event) -> bool) -> Event {
+        let found = tokio::time::timeout(EVENT_TIMEOUT, self.find(last)).await;
+        found.unwrap_or_else(|_| panic!("the last event did not come in {EVENT_TIMEOUT:?}: {self:#?}"))
+    }
+
+    async fn find(&mut self, mut last: impl FnMut(&Event) -> bool) -> Event {
         loop {
             if let Some(event) = self.step().await
                 && last(&event)

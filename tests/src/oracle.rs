@@ -1,0 +1,156 @@
+//! What stands on the log, read by means that share no code with Barnabas: plain rdkafka, or SQLite.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Headers as _, Message as _};
+use rdkafka::{Offset, TopicPartitionList};
+use rusqlite::{Connection, OpenFlags};
+
+/// Reading a topic to its end takes longer only when something is wrong.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A record, as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OracleRecord {
+    /// Its partition.
+    pub partition: i32,
+    /// Its place there.
+    pub offset: i64,
+    /// The key, empty if there is none.
+    pub key: Vec<u8>,
+    /// The value, empty if there is none.
+    pub value: Vec<u8>,
+    /// The headers that are text, in order.
+    pub headers: Vec<(String, String)>,
+}
+
+impl OracleRecord {
+    /// A header's value, empty if there is none.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map_or("", |(_, value)| value.as_str())
+    }
+
+    /// The key as text.
+    pub fn key_text(&self) -> String {
+        String::from_utf8_lossy(&self.key).into_owned()
+    }
+
+    /// The value as JSON.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.value).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// All committed records of a topic of Kafka, up to its end as it is now.
+///
+/// # Panics
+/// If they cannot be read.
+pub fn read_kafka(brokers: &str, topic: &str) -> Vec<OracleRecord> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        // Required by librdkafka; nothing is committed.
+        .set("group.id", "oracle")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", "read_committed")
+        .create()
+        .expect("a consumer");
+    let metadata = consumer
+        .fetch_metadata(Some(topic), Duration::from_secs(10))
+        .expect("Kafka answers");
+    let partitions = metadata.topics()[0].partitions().len();
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..partitions {
+        let partition = i32::try_from(partition).expect("a small number");
+        assignment
+            .add_partition_offset(topic, partition, Offset::Beginning)
+            .expect("a valid offset");
+    }
+    consumer.assign(&assignment).expect("an assignment");
+    let mut records = Vec::new();
+    let mut ended = 0;
+    let deadline = Instant::now() + READ_TIMEOUT;
+    while ended < partitions {
+        assert!(Instant::now() < deadline, "{topic} cannot be read to its end");
+        match consumer.poll(Duration::from_millis(500)) {
+            None => {}
+            Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
+            Some(Err(error)) => panic!("{topic}: {error}"),
+            Some(Ok(message)) => records.push(OracleRecord {
+                partition: message.partition(),
+                offset: message.offset(),
+                key: message.key().unwrap_or_default().to_owned(),
+                value: message.payload().unwrap_or_default().to_owned(),
+                headers: message
+                    .headers()
+                    .into_iter()
+                    .flat_map(|headers| headers.iter())
+                    .map(|header| {
+                        let value = header.value.map(String::from_utf8_lossy).unwrap_or_default();
+                        (header.key.to_owned(), value.into_owned())
+                    })
+                    .collect(),
+            }),
+        }
+    }
+    records.sort_by_key(|record| (record.partition, record.offset));
+    records
+}
+
+/// All records of a topic of an embedded log, whose file is `log.sqlite` in its data folder. What is not committed is in no
+/// transaction of SQLite that this can see.
+///
+/// # Panics
+/// If they cannot be read.
+pub fn read_embedded(data_dir: &Path, topic: &str) -> Vec<OracleRecord> {
+    let file = data_dir.join("log.sqlite");
+    let log = Connection::open_with_flags(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)
+        .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let mut query = log
+        .prepare(
+            "SELECT p.partition, r.id & 1099511627775, r.key, coalesce(r.value, b.value), r.headers
+             FROM topics t JOIN partitions p ON p.topic = t.id
+                  JOIN records r ON r.id >= p.id << 40 AND r.id < (p.id + 1) << 40
+                  LEFT JOIN blobs b ON b.id = r.blob
+             WHERE t.name = ?1 ORDER BY p.partition, r.id",
+        )
+        .expect("the embedded log has its tables");
+    query
+        .query_map([topic], |row| {
+            Ok(OracleRecord {
+                partition: row.get(0)?,
+                offset: row.get(1)?,
+                key: row.get::<_, Option<Vec<u8>>>(2)?.unwrap_or_default(),
+                value: row.get::<_, Option<Vec<u8>>>(3)?.unwrap_or_default(),
+                headers: headers(&row.get::<_, Option<Vec<u8>>>(4)?.unwrap_or_default()),
+            })
+        })
+        .expect("records are read")
+        .collect::<Result<_, _>>()
+        .expect("records are as they were written")
+}
+
+/// Names and values, each after its length in four little-endian bytes.
+fn headers(mut encoded: &[u8]) -> Vec<(String, String)> {
+    let mut part = || -> Option<String> {
+        let (length, rest) = encoded.split_first_chunk::<4>()?;
+        let (part, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
+        encoded = rest;
+        Some(String::from_utf8_lossy(part).into_owned())
+    };
+    let mut headers = Vec::new();
+    while let (Some(name), Some(value)) = (part(), part()) {
+        headers.push((name, value));
+    }
+    headers
+}

@@ -1,0 +1,394 @@
+//! An installation of Barnabas for one test: a log, gateways, importers and the importers' database, all of its own.
+//!
+//! On the embedded log a gateway stands alone or has its importer in it. On Kafka there may be several of both, and topics and
+//! groups carry the site's name, so that many sites share a broker. Starting and stopping block the calling thread: tests that do other things
+//! meanwhile use a runtime with several.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags};
+use tempfile::TempDir;
+
+use crate::kafka::{self, free_ports};
+use crate::oracle::{OracleRecord, read_embedded, read_kafka};
+use crate::process::{Process, program};
+
+/// A program that is not ready by then has failed to start.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The job type of the contacts import.
+pub const JOB_TYPE: &str = "import-contacts";
+
+/// The path to which jobs of the contacts import are posted.
+pub fn jobs_path(channel: &str) -> String {
+    format!("/v1/jobs/{JOB_TYPE}?channel={channel}")
+}
+
+/// Which log a site stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// The embedded log.
+    Embedded,
+    /// Apache Kafka, the shared broker of the test run.
+    Kafka,
+}
+
+/// An installation.
+#[derive(Debug)]
+pub struct Site {
+    folder: TempDir,
+    /// First part of the names of its topics.
+    prefix: String,
+    /// None: the embedded log.
+    brokers: Option<String>,
+    settings: Vec<(String, String)>,
+}
+
+impl Site {
+    /// An installation on a log of this kind.
+    pub fn new(engine: Engine) -> Self {
+        match engine {
+            Engine::Embedded => Self::make(None),
+            Engine::Kafka => Self::on_kafka(kafka::brokers()),
+        }
+    }
+
+    /// An installation on these brokers.
+    pub fn on_kafka(brokers: impl Into<String>) -> Self {
+        Self::make(Some(brokers.into()))
+    }
+
+    fn make(brokers: Option<String>) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("barnabas-site-")
+            .tempdir()
+            .expect("a temporary folder");
+        let prefix = format!("t{:016x}", rand::random::<u64>());
+        let site = Self {
+            folder,
+            prefix,
+            brokers,
+            settings: Vec::new(),
+        };
+        let settings = format!(
+            "[topics]\nprefix = \"{}\"\n\n[job_types.{JOB_TYPE}]\nformat = \"csv\"\ntopic = \"{}\"\n",
+            site.prefix,
+            site.chunks_topic()
+        );
+        std::fs::write(site.settings_file(), settings).expect("the settings are written");
+        site
+    }
+
+    /// Adds a setting for the programs that are started from now on, as a variable.
+    pub fn set(&mut self, variable: &str, value: impl ToString) -> &mut Self {
+        self.settings.push((variable.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Starts a gateway and waits until it is ready. On the embedded log there can be only one.
+    ///
+    /// # Panics
+    /// If it does not become ready.
+    pub fn gateway(&self, name: &str) -> Gateway {
+        self.start_gateway(name, "barnabas")
+    }
+
+    /// Starts gateway and importer in one process, on the embedded log, and waits until they are ready.
+    ///
+    /// # Panics
+    /// If they do not become ready, or the site is on Kafka.
+    pub fn gateway_with_importer(&self, name: &str) -> Gateway {
+        assert!(self.brokers.is_none(), "on Kafka the importer is a process of its own");
+        self.start_gateway(name, "contacts-import")
+    }
+
+    fn start_gateway(&self, name: &str, program_name: &str) -> Gateway {
+        let [port] = free_ports();
+        let data = match self.brokers {
+            None => self.embedded_data(),
+            Some(_) => self.folder.path().join(name),
+        };
+        let mut environment = self.environment();
+        environment.push(("BARNABAS_LISTEN".to_owned(), format!("127.0.0.1:{port}")));
+        environment.push(("BARNABAS_DATA_DIR".to_owned(), data.display().to_string()));
+        let mut gateway = Gateway {
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            data,
+            run: Run {
+                program: program(program_name),
+                arguments: Vec::new(),
+                environment,
+                output: self.folder.path().join(format!("{name}.output")),
+                process: None,
+            },
+        };
+        gateway.start();
+        gateway
+    }
+
+    /// Starts an importer on Kafka.
+    ///
+    /// # Panics
+    /// If the site stands on the embedded log: its importer is in the gateway.
+    pub fn importer(&self, name: &str) -> Importer {
+        assert!(
+            self.brokers.is_some(),
+            "on the embedded log the importer is in the gateway"
+        );
+        let mut importer = Importer {
+            run: Run {
+                program: program("contacts-import"),
+                arguments: Vec::new(),
+                environment: self.environment(),
+                output: self.folder.path().join(format!("{name}.output")),
+                process: None,
+            },
+        };
+        importer.start();
+        importer
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        let settings_file = self.settings_file().display().to_string();
+        let database = format!("sqlite://{}", self.database().display());
+        let mut environment = vec![
+            ("BARNABAS_CONFIG".to_owned(), settings_file),
+            ("DATABASE_URL".to_owned(), database),
+        ];
+        environment.extend(
+            self.brokers
+                .iter()
+                .map(|brokers| ("KAFKA_BROKERS".to_owned(), brokers.clone())),
+        );
+        environment.extend(self.settings.iter().cloned());
+        environment
+    }
+
+    fn embedded_data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn settings_file(&self) -> PathBuf {
+        self.folder.path().join("settings.toml")
+    }
+
+    /// The importers' database file.
+    pub fn database(&self) -> PathBuf {
+        self.folder.path().join("contacts.db")
+    }
+
+    /// E-mail addresses of all contacts in the importers' database, sorted.
+    pub fn contacts(&self) -> Vec<String> {
+        let database = Connection::open_with_flags(self.database(), OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .expect("the importers' database opens");
+        let mut rows = database
+            .prepare("SELECT email FROM contacts ORDER BY email")
+            .expect("it has contacts");
+        rows.query_map([], |row| row.get(0))
+            .expect("contacts are read")
+            .collect::<Result<_, _>>()
+            .expect("addresses are text")
+    }
+
+    /// The topic of chunks.
+    pub fn chunks_topic(&self) -> String {
+        format!("{}.{JOB_TYPE}", self.prefix)
+    }
+
+    /// The topic of events on their way to browsers.
+    pub fn notifications_topic(&self) -> String {
+        format!("{}.notifications", self.prefix)
+    }
+
+    /// The topic of commands to the job store.
+    pub fn commands_topic(&self) -> String {
+        format!("{}.jobs.commands", self.prefix)
+    }
+
+    /// The records of a topic that are committed, partition by partition, read past Barnabas.
+    pub fn records(&self, topic: &str) -> Vec<OracleRecord> {
+        match &self.brokers {
+            Some(brokers) => read_kafka(brokers, topic),
+            None => read_embedded(&self.embedded_data(), topic),
+        }
+    }
+}
+
+/// A program that can be started again as it was.
+#[derive(Debug)]
+struct Run {
+    program: PathBuf,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    output: PathBuf,
+    /// None while it is killed.
+    process: Option<Process>,
+}
+
+impl Run {
+    fn start(&mut self) {
+        assert!(self.process.is_none(), "it runs already");
+        let process = Process::start(&self.program, &self.arguments, &self.environment, &self.output);
+        self.process = Some(process);
+    }
+
+    fn process(&self) -> &Process {
+        self.process.as_ref().expect("it runs")
+    }
+
+    fn process_mut(&mut self) -> &mut Process {
+        self.process.as_mut().expect("it runs")
+    }
+
+    fn kill(&mut self) {
+        self.process.take().expect("it runs").kill();
+    }
+
+    /// Stops what still runs, unless the test has failed anyway.
+    fn end(&mut self) {
+        if let Some(process) = self.process.take()
+            && !std::thread::panicking()
+        {
+            process.stop();
+        }
+    }
+}
+
+/// A gateway. When dropped it is stopped as an operator would, and must leave nothing behind.
+#[derive(Debug)]
+pub struct Gateway {
+    address: SocketAddr,
+    data: PathBuf,
+    run: Run,
+}
+
+impl Gateway {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        self.run.process()
+    }
+
+    /// Ends it as a power cut would. Its data stays for [`Gateway::start`].
+    pub fn kill(&mut self) {
+        self.run.kill();
+    }
+
+    /// Stops it as an operator would. Its data stays for [`Gateway::start`].
+    ///
+    /// # Panics
+    /// If it does not stop in time with exit status 0, or leaves uploads behind.
+    pub fn stop(&mut self) {
+        self.run.end();
+        self.assert_nothing_left();
+    }
+
+    /// Starts it again, on the same port with the same data, and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it does not become ready.
+    pub fn start(&mut self) {
+        self.run.start();
+        let deadline = Instant::now() + READY_TIMEOUT;
+        while !is_ready(self.address) {
+            let status = self.run.process_mut().try_wait();
+            let process = self.run.process();
+            assert!(status.is_none(), "it ended with {status:?}\n{}", process.last_output());
+            assert!(Instant::now() < deadline, "it is not ready\n{}", process.last_output());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn assert_nothing_left(&self) {
+        let left: Vec<_> = std::fs::read_dir(self.data.join("spool"))
+            .map(|entries| entries.filter_map(Result::ok).map(|entry| entry.path()).collect())
+            .unwrap_or_default();
+        assert!(left.is_empty(), "uploads were left behind: {left:?}");
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        if self.run.process.is_some() {
+            self.run.end();
+            self.assert_nothing_left();
+        }
+    }
+}
+
+/// An importer on Kafka. When dropped it is stopped as an operator would.
+#[derive(Debug)]
+pub struct Importer {
+    run: Run,
+}
+
+impl Importer {
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        self.run.process()
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        self.run.kill();
+    }
+
+    /// Starts it again.
+    pub fn start(&mut self) {
+        self.run.start();
+    }
+}
+
+impl Drop for Importer {
+    fn drop(&mut self) {
+        self.run.end();
+    }
+}
+
+/// Whether the gateway at an address says that it is ready.
+pub fn is_ready(address: SocketAddr) -> bool {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 "))
+}
+
+/// Waits for a fact.
+///
+/// # Panics
+/// If it is not one by the deadline.
+pub async fn wait_for(what: &str, timeout: Duration, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + timeout;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {timeout:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A CSV of contacts as the importer takes it, all good, their addresses begin with `name`.
+pub fn contacts_csv(name: &str, rows: usize) -> String {
+    let mut csv = String::from("name,email,phone\n");
+    for row in 1..=rows {
+        csv += &format!(
+            "\"Amalia {row}, Castle\",{name}-{row}@example.org,+420 601 {:03} {:03}\n",
+            row / 1000 % 1000,
+            row % 1000
+        );
+    }
+    csv
+}
