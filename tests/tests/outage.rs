@@ -1,0 +1,119 @@
+//! When the log is away, submissions are refused in bounded time, whole, and go on by themselves when it is back.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use barnabas_tests::http;
+use barnabas_tests::job::{self, Job};
+use barnabas_tests::kafka::KafkaNode;
+use barnabas_tests::site::{Site, contacts_csv, jobs_path, wait_for};
+use barnabas_tests::subscriber::events_path;
+use hyper::StatusCode;
+
+/// What the gateway is given to answer, and what it may take beside that.
+const DEADLINE_MS: u64 = 2000;
+const BOUND: Duration = Duration::from_secs(40);
+
+/// How the broker goes away and comes back.
+struct Outage {
+    begin: fn(&KafkaNode),
+    end: fn(&KafkaNode),
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_kafka_means_503_in_bounded_time_and_nothing_half_produced() {
+    refused_while_away_and_taken_afterwards(Outage {
+        begin: KafkaNode::pause,
+        end: KafkaNode::resume,
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_kafka_means_503_in_bounded_time_and_nothing_half_produced() {
+    refused_while_away_and_taken_afterwards(Outage {
+        begin: KafkaNode::kill,
+        end: KafkaNode::restart,
+    })
+    .await;
+}
+
+async fn refused_while_away_and_taken_afterwards(outage: Outage) {
+    let node = KafkaNode::start();
+    let mut site = Site::on_kafka(node.brokers());
+    site.set("BARNABAS_JOBS_DEADLINE_MS", DEADLINE_MS);
+    site.set("BARNABAS_EVENTS_DEADLINE_MS", DEADLINE_MS);
+    let gateway = site.gateway("gateway");
+    let to = gateway.address();
+    job::submit(to, "other", contacts_csv("before", 10)).await;
+
+    (outage.begin)(&node);
+    // A small job, a large one, and an event; each more than once, so that none leaves something behind that blocks the next.
+    for round in 0..2 {
+        for (path, content_type, body) in [
+            (jobs_path("c"), "text/csv", contacts_csv(&format!("lost-{round}"), 10)),
+            (
+                jobs_path("c"),
+                "text/csv",
+                contacts_csv(&format!("large-{round}"), 30_000),
+            ),
+            (events_path("c"), "application/json", r#"{"type":"lost"}"#.to_owned()),
+        ] {
+            let refused = tokio::time::timeout(BOUND, http::post(to, &path, content_type, body));
+            let refused = refused.await.expect("it is bounded").expect("an answer");
+            assert_eq!(
+                (refused.status, refused.code().as_str()),
+                (StatusCode::SERVICE_UNAVAILABLE, "log-unavailable")
+            );
+            assert!(!refused.header("retry-after").is_empty(), "{refused:?}");
+        }
+    }
+    (outage.end)(&node);
+
+    // The same gateway works again, without help.
+    let began = Instant::now();
+    let job = loop {
+        let answer = job::try_submit(to, "c", contacts_csv("after", 1000))
+            .await
+            .expect("an answer");
+        if answer.status != StatusCode::SERVICE_UNAVAILABLE {
+            break Job::of(&answer);
+        }
+        assert!(began.elapsed() < BOUND, "it does not come back: {answer:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert_jobs_are_whole(&site);
+    let chunks = site.records(&site.chunks_topic());
+    assert!(chunks.iter().any(|chunk| chunk.header("bn-job") == job.id));
+    // The job store has come back too: it tells of the job.
+    let told = || {
+        let events = site.records(&site.notifications_topic()).into_iter();
+        events.filter(|event| event.header("ce_subject") == job.id).count() == 1
+    };
+    wait_for("job.accepted on the log", BOUND, told).await;
+}
+
+/// Every job of which anything is on the log is there with all its chunks and its registration.
+fn assert_jobs_are_whole(site: &Site) {
+    let mut chunks: HashMap<String, usize> = HashMap::new();
+    let mut totals: HashMap<String, usize> = HashMap::new();
+    for chunk in site.records(&site.chunks_topic()) {
+        *chunks.entry(chunk.header("bn-job").to_owned()).or_default() += 1;
+        totals.insert(
+            chunk.header("bn-job").to_owned(),
+            chunk.header("bn-chunks").parse().expect("a number"),
+        );
+    }
+    let mut registered: HashMap<String, usize> = HashMap::new();
+    for command in site.records(&site.commands_topic()) {
+        if command.json()["command"] == "register" {
+            *registered.entry(command.key_text()).or_default() += 1;
+        }
+    }
+    assert_eq!(chunks, totals);
+    assert!(registered.values().all(|times| *times == 1), "{registered:?}");
+    assert_eq!(
+        chunks.keys().collect::<HashSet<_>>(),
+        registered.keys().collect::<HashSet<_>>()
+    );
+}
