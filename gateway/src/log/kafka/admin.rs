@@ -21,6 +21,9 @@ const CLEANUP: &str = "cleanup.policy";
 const RETENTION: &str = "retention.ms";
 const MAX_MESSAGE: &str = "max.message.bytes";
 
+/// How long one request for offsets may take before it is sent anew: one that was on its way to a broker that went down waits
+/// out its time though the broker is back.
+const ONE_TRY: Duration = Duration::from_secs(2);
 /// Between two looks at whether a change of topics has reached the brokers.
 const PROPAGATION_STEP: Duration = Duration::from_millis(20);
 
@@ -181,7 +184,7 @@ impl KafkaLog {
                 list.add_partition_offset(&partition.topic, partition.partition, *offset)
                     .map_err(|error| attempt.error(&error))?;
             }
-            let within = deadline.saturating_duration_since(Instant::now());
+            let within = deadline.saturating_duration_since(Instant::now()).min(ONE_TRY);
             let answer = admin_request::offsets_for_times(client.inner(), list, within);
             let failed = match answer {
                 Err(error) => error,
@@ -213,6 +216,7 @@ impl KafkaLog {
                         | RDKafkaErrorCode::NotLeaderForPartition
                         | RDKafkaErrorCode::OffsetNotAvailable
                         | RDKafkaErrorCode::BrokerTransportFailure
+                        | RDKafkaErrorCode::OperationTimedOut
                 )
             );
             if !passing || Instant::now() + PROPAGATION_STEP >= deadline {

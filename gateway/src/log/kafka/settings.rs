@@ -152,7 +152,8 @@ impl KafkaSettings {
             .set("group.id", &settings.group)
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", millis(settings.session_timeout))
-            .set("heartbeat.interval.ms", millis(settings.session_timeout / 5))
+            // A member learns of a rebalance by its heartbeats: half a second at the default session timeout.
+            .set("heartbeat.interval.ms", millis(settings.session_timeout / 20))
             // The rebalance waits as long for this member's release.
             .set(
                 "max.poll.interval.ms",
