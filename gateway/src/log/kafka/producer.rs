@@ -302,3 +302,47 @@ pub(super) fn delivery_error(
         .code(code),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::bindings as sys;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::RDKafkaRespErr;
+
+    use super::*;
+    use crate::log::kafka::{KafkaSettings, KnownTopic};
+
+    /// librdkafka's mock broker is enough here: nothing of it is proved but that the producer goes on.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_fatal_error_ends_the_client_and_not_the_producer() {
+        let cluster = MockCluster::new(1).expect("a mock broker");
+        cluster.create_topic("t", 1, 1).expect("a topic");
+        let log = KafkaLog::connect(KafkaSettings::new(cluster.bootstrap_servers()))
+            .await
+            .expect("a connection");
+        // The mock broker does not describe topics.
+        let known = KnownTopic {
+            partitions: 1,
+            max_message_bytes: 1_000_000,
+        };
+        lock(&log.0.topics).insert("t".into(), known);
+        let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+        let record = || ProducerRecord::to("t").value("v");
+        producer.append(record()).await.expect("appended");
+
+        let ProducerEngine::Kafka(KafkaProducer(shared)) = &producer.engine else {
+            unreachable!("it is made by this engine");
+        };
+        let failed = shared.client();
+        // SAFETY: the client is alive, and the reason is a C string that is copied.
+        unsafe {
+            sys::rd_kafka_test_fatal_error(
+                failed.client().native_ptr(),
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
+                c"a test".as_ptr(),
+            );
+        }
+        producer.append(record()).await.expect("appended by a new client");
+        assert!(!Arc::ptr_eq(&failed, &shared.client()));
+    }
+}
