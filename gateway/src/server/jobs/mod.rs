@@ -212,7 +212,6 @@ async fn receive(
         submitted_ms: event::now_ms(),
         plan,
         body,
-        first_partition: rand::random_range(0..topic.partitions),
     })
 }
 
