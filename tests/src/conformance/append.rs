@@ -46,7 +46,7 @@ pub async fn keeps_the_order_within_a_partition(log: Log) {
             .filter(|i| i % 3 == partition)
             .map(|i| i.to_string())
             .collect();
-        assert_eq!(texts(&read_partition(&log, &topic, partition as i32).await), expected);
+        assert_eq!(texts(&read_partition(&log, &topic, partition).await), expected);
     }
 }
 

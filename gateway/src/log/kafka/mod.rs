@@ -4,8 +4,8 @@
 //! [`TransactionalProducer`] has an OS thread of its own; handles speak to it through bounded channels. Requests about topics
 //! and offsets run on tokio's blocking threads. Nothing here blocks a tokio worker.
 //!
-//! What librdkafka's settings are called is known to [`settings`] alone, what its errors mean to [`error`], and its memory is
-//! touched in [`event`] and [`admin_request`] only.
+//! What librdkafka's settings are called is known to `settings` alone, what its errors mean to `error`, and its memory is
+//! touched in `event` and `admin_request` only.
 
 mod admin;
 mod admin_request;
