@@ -34,6 +34,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// Events that are posted.
     pub events: EventsConfig,
+    /// Events that are pushed.
+    pub push: PushConfig,
     /// Jobs that are posted.
     pub jobs: JobsConfig,
     /// The page and the browser client.
@@ -206,6 +208,50 @@ impl Default for EventsConfig {
         Self {
             max_body_bytes: 256 * 1024,
             deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Events that are pushed.
+#[derive(Clone, Debug)]
+pub struct PushConfig {
+    /// Bytes that may wait for one client; past it the client is fed from the log when it reads on. Default 1048576 (1 MiB),
+    /// `BARNABAS_PUSH_BACKLOG_BYTES`.
+    pub backlog_bytes: usize,
+    /// Bytes of recent events of each partition that are kept in memory for those who come back. Default 4194304 (4 MiB),
+    /// `BARNABAS_PUSH_HISTORY_BYTES`.
+    pub history_bytes: usize,
+    /// Channels of one connection or request. Default 128, `BARNABAS_PUSH_MAX_CHANNELS`.
+    pub max_channels: usize,
+    /// Seconds that a long-poll waits at most, and if it does not say. Default 25, `BARNABAS_PUSH_POLL_WAIT_S`.
+    pub poll_wait: Duration,
+    /// Bytes of a WebSocket message from a client. Default 65536, `BARNABAS_PUSH_MAX_MESSAGE_BYTES`.
+    pub max_message_bytes: usize,
+    /// WebSocket messages of a client each second, in the long run. Default 20, `BARNABAS_PUSH_MESSAGES_PER_SECOND`.
+    pub messages_per_second: u32,
+    /// WebSocket messages of a client at once. Default 40, `BARNABAS_PUSH_MESSAGE_BURST`.
+    pub message_burst: u32,
+    /// Milliseconds within which a WebSocket's first command must come. Default 5000, `BARNABAS_PUSH_CONNECT_TIMEOUT_MS`.
+    pub connect_timeout: Duration,
+    /// Milliseconds between pings of a WebSocket. Default 25000, `BARNABAS_PUSH_PING_MS`.
+    pub ping: Duration,
+    /// Milliseconds within which a ping must be answered. Default 8000, `BARNABAS_PUSH_PONG_TIMEOUT_MS`.
+    pub pong_timeout: Duration,
+}
+
+impl Default for PushConfig {
+    fn default() -> Self {
+        Self {
+            backlog_bytes: 1024 * 1024,
+            history_bytes: 4 * 1024 * 1024,
+            max_channels: 128,
+            poll_wait: Duration::from_secs(25),
+            max_message_bytes: 64 * 1024,
+            messages_per_second: 20,
+            message_burst: 40,
+            connect_timeout: Duration::from_secs(5),
+            ping: Duration::from_secs(25),
+            pong_timeout: Duration::from_secs(8),
         }
     }
 }
@@ -402,6 +448,16 @@ const SETTINGS: &[Setting] = &[
     Setting { key: "http.shutdown_grace_ms", help: "time for connections to end at shutdown [30000]", read: |c, v| put_duration(v, 1, &mut c.http.shutdown_grace) },
     Setting { key: "events.max_body_bytes", help: "size of a body with events [262144]", read: |c, v| put_positive(v, &mut c.events.max_body_bytes) },
     Setting { key: "events.deadline_ms", help: "time for the log to acknowledge events [10000]", read: |c, v| put_duration(v, 1, &mut c.events.deadline) },
+    Setting { key: "push.backlog_bytes", help: "bytes that wait for one client [1048576]", read: |c, v| put_positive(v, &mut c.push.backlog_bytes) },
+    Setting { key: "push.history_bytes", help: "recent events of a partition in memory [4194304]", read: |c, v| put_positive(v, &mut c.push.history_bytes) },
+    Setting { key: "push.max_channels", help: "channels of one connection [128]", read: |c, v| put_positive(v, &mut c.push.max_channels) },
+    Setting { key: "push.poll_wait_s", help: "seconds that a long-poll waits [25]", read: |c, v| put_duration(v, 1000, &mut c.push.poll_wait) },
+    Setting { key: "push.max_message_bytes", help: "size of a WebSocket message from a client [65536]", read: |c, v| put_positive(v, &mut c.push.max_message_bytes) },
+    Setting { key: "push.messages_per_second", help: "WebSocket messages of a client each second [20]", read: |c, v| put_positive(v, &mut c.push.messages_per_second) },
+    Setting { key: "push.message_burst", help: "WebSocket messages of a client at once [40]", read: |c, v| put_positive(v, &mut c.push.message_burst) },
+    Setting { key: "push.connect_timeout_ms", help: "time for a WebSocket's first command [5000]", read: |c, v| put_duration(v, 1, &mut c.push.connect_timeout) },
+    Setting { key: "push.ping_ms", help: "time between pings of a WebSocket [25000]", read: |c, v| put_duration(v, 1, &mut c.push.ping) },
+    Setting { key: "push.pong_timeout_ms", help: "time for the answer to a ping [8000]", read: |c, v| put_duration(v, 1, &mut c.push.pong_timeout) },
     Setting { key: "jobs.lanes", help: "transactional producers that small jobs share [4]", read: |c, v| put_positive(v, &mut c.jobs.lanes) },
     Setting { key: "jobs.large_lanes", help: "large jobs that are produced at a time [2]", read: |c, v| put_positive(v, &mut c.jobs.large_lanes) },
     Setting { key: "jobs.large_bytes", help: "size above which a job is large [1048576]", read: |c, v| put_positive(v, &mut c.jobs.large_bytes) },

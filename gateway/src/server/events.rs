@@ -48,12 +48,16 @@ async fn publish(
     let last = timeout(app.config.events.deadline, append_all(&app, records))
         .await
         .map_err(|elapsed| Error::unavailable("log-unavailable", elapsed))??;
-    let token = Token::at(
-        app.notifications.id,
-        last.partition.partition,
-        NextOffset::after(last.offset),
-    );
+    let token = token_after(&app, &last);
     Ok((StatusCode::ACCEPTED, [(TOKEN_HEADER, token.to_string())]).into_response())
+}
+
+fn token_after(app: &App, appended: &Appended) -> Token {
+    Token::at(
+        app.notifications.id,
+        appended.partition.partition,
+        NextOffset::after(appended.offset),
+    )
 }
 
 /// The records of a request, if nothing is wrong with it.
@@ -78,6 +82,18 @@ async fn receive(
         }
     }
     Ok(records)
+}
+
+/// Publishes one plain event and returns the token just after it.
+///
+/// # Errors
+/// 400 for an event that is not as it has to be, 503 when the log does not acknowledge it in time.
+pub(super) async fn publish_one(app: &App, channel: &str, event: PlainEvent) -> Result<Token, Error> {
+    check_channel_name(channel)?;
+    let record = plain_record(&app.notifications.name, channel, event)?;
+    let appended = timeout(app.config.events.deadline, append_all(app, vec![record])).await;
+    let appended = appended.map_err(|elapsed| Error::unavailable("log-unavailable", elapsed))??;
+    Ok(token_after(app, &appended))
 }
 
 /// Appends records in their order, and says where the last stands.

@@ -43,7 +43,6 @@ pub(crate) struct ConnectionPermit {
 pub(super) async fn serve(listener: TcpListener, router: Router, config: &HttpConfig, stopping: CancellationToken) {
     let permits = Arc::new(Semaphore::new(max_connections(config)));
     let connections = TaskTracker::new();
-    let cut_off = CancellationToken::new();
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -52,11 +51,8 @@ pub(super) async fn serve(listener: TcpListener, router: Router, config: &HttpCo
         .max_headers(config.max_headers)
         .max_buf_size(READ_BUFFER_BYTES.max(config.max_header_bytes));
     while let Some((stream, permit)) = accept(&listener, &permits, &stopping).await {
-        let ends = Ends {
-            stopping: stopping.clone(),
-            cut_off: cut_off.clone(),
-        };
-        connections.spawn(connection(builder.clone(), stream, permit, router.clone(), ends));
+        let connection = connection(builder.clone(), stream, permit, router.clone(), stopping.clone());
+        connections.spawn(connection);
     }
     drop(listener);
     connections.close();
@@ -69,15 +65,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, config: &HttpCo
             "{} connections did not end in time and are cut off",
             connections.len()
         );
-        cut_off.cancel();
-        connections.wait().await;
     }
-}
-
-/// How a connection is told to end: when it is done with its request, and then at once.
-struct Ends {
-    stopping: CancellationToken,
-    cut_off: CancellationToken,
 }
 
 /// The next connection and its permit; `None` when the gateway stops.
@@ -117,7 +105,13 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn connection(builder: http1::Builder, stream: TcpStream, permit: ConnectionPermit, router: Router, ends: Ends) {
+async fn connection(
+    builder: http1::Builder,
+    stream: TcpStream,
+    permit: ConnectionPermit,
+    router: Router,
+    stopping: CancellationToken,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection was gone at once: {error}");
         return;
@@ -130,12 +124,9 @@ async fn connection(builder: http1::Builder, stream: TcpStream, permit: Connecti
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = ends.stopping.cancelled() => {
+        () = stopping.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection => ended,
-                () = ends.cut_off.cancelled() => return,
-            }
+            connection.await
         }
     };
     if let Err(error) = ended {

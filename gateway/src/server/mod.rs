@@ -11,6 +11,7 @@ mod data_dir;
 mod error;
 pub mod event;
 mod events;
+mod feed;
 mod health;
 mod http;
 pub mod job_state;
@@ -18,8 +19,10 @@ pub mod job_store;
 pub mod job_view;
 mod jobs;
 mod origin;
+mod outbox;
 pub mod token;
 mod trace;
+mod transport;
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,6 +39,8 @@ use crate::log::{self, Log, Producer, ProducerSettings, TopicDescription};
 pub use config::{Config, ConfigError};
 pub use data_dir::DataDir;
 pub use error::Error;
+pub use feed::Feed;
+pub(crate) use http::ConnectionPermit;
 use job_view::{JobView, JobViewError};
 pub use jobs::Jobs;
 
@@ -56,6 +61,8 @@ pub struct AppParts {
     pub producer: Producer,
     /// The topic of events on their way to browsers.
     pub notifications: TopicDescription,
+    /// Pushes events to subscribers.
+    pub feed: Feed,
     /// Takes jobs in.
     pub jobs: Jobs,
     /// The states of jobs; `None` when this node leaves them to others.
@@ -137,6 +144,7 @@ impl Server {
         let drained = CancellationToken::new();
         let working = drained.clone().drop_guard();
         let jobs = Jobs::start(&config, &data, &log, &notifications, &tasks, drained).await?;
+        let feed = Feed::start(log.clone(), &notifications, &config.push, &tasks, stopping.clone()).await?;
         let job_view = match config.jobs.view {
             true => {
                 let states = log.describe_topic(&config.topics.jobs()).await?;
@@ -150,6 +158,7 @@ impl Server {
             log,
             producer,
             notifications,
+            feed,
             jobs,
             job_view,
             stopping,
@@ -217,6 +226,7 @@ fn router(app: &App) -> Router {
         .merge(events::routes())
         .merge(jobs::routes())
         .merge(job_view::routes())
+        .merge(transport::routes())
         .merge(assets::routes(&app.config.web))
         .layer(axum::middleware::map_response(error::name_refusals))
         .layer(axum::middleware::from_fn_with_state(origins, origin::check))
