@@ -4,6 +4,7 @@
 //! groups carry the site's name, so that many sites share a broker. Starting and stopping block the calling thread: tests that do other things
 //! meanwhile use a runtime with several.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -214,6 +215,40 @@ impl Site {
             Some(brokers) => read_kafka(brokers, topic),
             None => read_embedded(&self.embedded_data(), topic),
         }
+    }
+
+    /// Checks that every job of which anything is on the log is there with all its chunks, each once, and its registration, and
+    /// returns the ids of all.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn assert_jobs_are_whole(&self) -> BTreeSet<String> {
+        let mut chunks: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+        let mut totals = BTreeMap::new();
+        for chunk in self.records(&self.chunks_topic()) {
+            let job = chunk.header("bn-job").to_owned();
+            let index = chunk.header("bn-chunk").parse().expect("a number");
+            let total: usize = chunk.header("bn-chunks").parse().expect("a number");
+            let is_new = chunks.entry(job.clone()).or_default().insert(index);
+            assert!(is_new, "chunk {index} of job {job} is there twice");
+            totals.insert(job, total);
+        }
+        for (job, chunks) in &chunks {
+            assert!(
+                chunks.iter().copied().eq(0..totals[job]),
+                "job {job} has only {chunks:?} of {}",
+                totals[job]
+            );
+        }
+        let mut registered = BTreeSet::new();
+        for command in self.records(&self.commands_topic()) {
+            if command.json()["command"] == "register" {
+                let job = command.key_text();
+                assert!(registered.insert(job.clone()), "job {job} is registered twice");
+            }
+        }
+        assert_eq!(chunks.into_keys().collect::<BTreeSet<_>>(), registered);
+        registered
     }
 }
 

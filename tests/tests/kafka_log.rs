@@ -309,6 +309,72 @@ async fn a_reader_that_retention_overtakes_is_told() {
     assert_eq!(read_values(&mut reader, 5).await, ["5", "6", "7", "8", "9"]);
 }
 
+/// Far more than a consumer reads ahead: its application can be overtaken by retention.
+async fn append_more_than_is_read_ahead(log: &Log, topic: &str) -> i64 {
+    let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+    let mut deliveries = Vec::new();
+    for _ in 0..60_000 {
+        let record = ProducerRecord::to(topic).partition(0).value(vec![b'x'; 1000]);
+        deliveries.push(producer.send(record).await.expect("sent"));
+    }
+    let mut last = 0;
+    for delivery in deliveries {
+        last = delivery.await.expect("appended").offset;
+    }
+    last + 1
+}
+
+#[tokio::test]
+async fn a_reader_that_is_overtaken_while_it_reads_is_told_and_can_go_on() {
+    let log = connect(&kafka::brokers()).await;
+    let topic = make_topic(&log, 1).await;
+    let end = append_more_than_is_read_ahead(&log, &topic).await;
+    let mut reader = log.reader(&topic).await.expect("a reader");
+    reader.assign(0, StartAt::Start).await.expect("assigned");
+    let first = timeout(DEADLINE, reader.next())
+        .await
+        .expect("in time")
+        .expect("a batch");
+    let partition = TopicPartition::new(topic.as_str(), 0);
+    log.delete_records(&partition, end - 1).await.expect("deleted");
+    let mut next = first.next_offset;
+    let gone = loop {
+        match timeout(DEADLINE, reader.next()).await.expect("in time") {
+            Ok(batch) => {
+                assert_eq!(batch.records[0].offset, next.0, "no record is jumped over");
+                next = batch.next_offset;
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(gone, Error::OffsetOutOfRange { offset, start, .. } if offset == next.0 && start == end - 1),
+        "{gone:?} after {next:?}"
+    );
+    reader.assign(0, StartAt::Start).await.expect("assigned");
+    assert_eq!(read_values(&mut reader, 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_member_that_is_overtaken_while_it_reads_goes_on_where_its_settings_say() {
+    let log = connect(&kafka::brokers()).await;
+    let topic = make_topic(&log, 1).await;
+    let end = append_more_than_is_read_ahead(&log, &topic).await;
+    let settings = GroupSettings::new(unique("group"), [topic.as_str()]);
+    let mut member = log.join_group(settings).await.expect("a member");
+    next_assigned(&mut member).await;
+    assert!(matches!(next_event(&mut member).await, GroupEvent::Records(_)));
+    let partition = TopicPartition::new(topic.as_str(), 0);
+    log.delete_records(&partition, end - 1).await.expect("deleted");
+    loop {
+        match next_event(&mut member).await {
+            GroupEvent::Records(batch) if batch.records.iter().any(|record| record.offset == end - 1) => break,
+            GroupEvent::Records(_) => {}
+            event => panic!("records, not {event:?}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_newer_transactional_producer_fences_the_older() {
     let log = connect(&kafka::brokers()).await;

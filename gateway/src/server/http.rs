@@ -43,6 +43,7 @@ pub(crate) struct ConnectionPermit {
 pub(super) async fn serve(listener: TcpListener, router: Router, config: &HttpConfig, stopping: CancellationToken) {
     let permits = Arc::new(Semaphore::new(max_connections(config)));
     let connections = TaskTracker::new();
+    let cut_off = CancellationToken::new();
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -51,8 +52,11 @@ pub(super) async fn serve(listener: TcpListener, router: Router, config: &HttpCo
         .max_headers(config.max_headers)
         .max_buf_size(READ_BUFFER_BYTES.max(config.max_header_bytes));
     while let Some((stream, permit)) = accept(&listener, &permits, &stopping).await {
-        let connection = connection(builder.clone(), stream, permit, router.clone(), stopping.clone());
-        connections.spawn(connection);
+        let ends = Ends {
+            stopping: stopping.clone(),
+            cut_off: cut_off.clone(),
+        };
+        connections.spawn(connection(builder.clone(), stream, permit, router.clone(), ends));
     }
     drop(listener);
     connections.close();
@@ -65,7 +69,15 @@ pub(super) async fn serve(listener: TcpListener, router: Router, config: &HttpCo
             "{} connections did not end in time and are cut off",
             connections.len()
         );
+        cut_off.cancel();
+        connections.wait().await;
     }
+}
+
+/// How a connection is told to end: when it is done with its request, and then at once.
+struct Ends {
+    stopping: CancellationToken,
+    cut_off: CancellationToken,
 }
 
 /// The next connection and its permit; `None` when the gateway stops.
@@ -105,13 +117,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn connection(
-    builder: http1::Builder,
-    stream: TcpStream,
-    permit: ConnectionPermit,
-    router: Router,
-    stopping: CancellationToken,
-) {
+async fn connection(builder: http1::Builder, stream: TcpStream, permit: ConnectionPermit, router: Router, ends: Ends) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection was gone at once: {error}");
         return;
@@ -124,9 +130,12 @@ async fn connection(
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stopping.cancelled() => {
+        () = ends.stopping.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                () = ends.cut_off.cancelled() => return,
+            }
         }
     };
     if let Err(error) = ended {

@@ -133,7 +133,11 @@ async fn a_page_is_served_from_a_folder_while_it_is_written() {
 
 #[tokio::test]
 async fn stopping_ends_idle_connections_and_accepts_no_more() {
-    let gateway = Gateway::start().await;
+    let gateway = Gateway::start_with(|config| {
+        config.http.header_timeout = 10 * DEADLINE;
+        config.http.shutdown_grace = 10 * DEADLINE;
+    })
+    .await;
     let mut idle = gateway.connect().await;
     idle.write_all(b"GET /healthz/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .await
@@ -148,6 +152,30 @@ async fn stopping_ends_idle_connections_and_accepts_no_more() {
         .expect("an end")
         .expect("an orderly end");
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn stopping_cuts_off_who_does_not_end_in_time() {
+    let gateway = Gateway::start_with(|config| {
+        config.http.stall_timeout = 10 * DEADLINE;
+        config.http.shutdown_grace = Duration::from_millis(100);
+    })
+    .await;
+    let mut stalled = gateway.connect().await;
+    let request = "POST /v1/jobs/import-contacts?channel=c HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\n\
+                   Expect: 100-continue\r\nContent-Length: 100\r\n\r\n";
+    stalled.write_all(request.as_bytes()).await.expect("a connection");
+    // It is being read from.
+    let mut go_on = [0; 21];
+    stalled.read_exact(&mut go_on).await.expect("100 Continue");
+    assert!(go_on.starts_with(b"HTTP/1.1 100"));
+    gateway.stop().await;
+    let mut rest = [0; 1000];
+    while tokio::time::timeout(DEADLINE, stalled.read(&mut rest))
+        .await
+        .expect("an end in time")
+        .is_ok_and(|read| read > 0)
+    {}
 }
 
 #[tokio::test]

@@ -350,3 +350,29 @@ async fn an_upload_that_stalls_or_breaks_off_leaves_nothing() {
     assert_eq!(std::fs::read_dir(spool).expect("the spool").count(), 0);
     gateway.stop().await;
 }
+
+#[tokio::test]
+async fn a_body_of_unannounced_length_is_taken_up_to_the_limit() {
+    let gateway = Gateway::start_with(|config| {
+        let job_type = config.jobs.types.get_mut("import-contacts").expect("the default");
+        job_type.max_body_bytes = 20;
+    })
+    .await;
+    for (size, status) in [(20, "202"), (21, "413")] {
+        let body = format!("a\n{}\n", "x".repeat(size - 3));
+        let request = format!(
+            "POST /v1/jobs/import-contacts?channel=c HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\n\
+             Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n{size:x}\r\n{body}\r\n0\r\n\r\n"
+        );
+        let mut stream = gateway.connect().await;
+        stream.write_all(request.as_bytes()).await.expect("a connection");
+        let mut answer = String::new();
+        tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer))
+            .await
+            .expect("an answer in time")
+            .expect("an answer");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+    }
+    assert_eq!(registrations(&gateway, 1).await.len(), 1);
+    gateway.stop().await;
+}

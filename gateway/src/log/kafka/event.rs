@@ -1,8 +1,8 @@
-//! librdkafka's events of one consumer, taken from its queue without the copies, the lost offsets and the ambiguous `None` of
+//! librdkafka's events of one client, taken from its queue without the copies, the lost offsets and the ambiguous `None` of
 //! `BaseConsumer::poll`: that says of an end of partition neither the topic nor the offset, and cannot tell an empty queue from
 //! one whose first event it has served itself.
 //!
-//! Everything unsafe about consuming is here. [`Consumer::poll`] returns an [`Event`] that owns its native event.
+//! Everything unsafe about events is here. [`Consumer::poll`] returns an [`Event`] that owns its native event.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
@@ -15,6 +15,7 @@ use rdkafka::bindings as sys;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::Notify;
@@ -118,6 +119,49 @@ impl Consumer {
     }
 }
 
+/// The event queue of a producer. Serving it returns with the first event, where `BaseProducer::poll` waits out its time: a
+/// transaction that waits for its last acknowledgement would lose half a millisecond each time.
+pub(super) struct ProducerQueue(Queue);
+
+impl ProducerQueue {
+    /// The queue of a producer that outlives it and has no delivery opaques.
+    pub(super) fn new<C: ProducerContext<DeliveryOpaque = ()>>(producer: &BaseProducer<C>) -> Result<Self, KafkaError> {
+        // SAFETY: the client is alive; a null is checked below.
+        let queue = unsafe { sys::rd_kafka_queue_get_main(producer.client().native_ptr()) };
+        let queue =
+            NonNull::new(queue).ok_or_else(|| KafkaError::ClientCreation("the producer has no queue".to_owned()))?;
+        Ok(Self(Queue(queue)))
+    }
+
+    /// Serves one event, waiting for it up to `wait`; `failed` is told of each record that was not written: why, its topic, the
+    /// bytes of its key and value.
+    pub(super) fn serve(&self, wait: Duration, mut failed: impl FnMut(RDKafkaErrorCode, &str, usize)) {
+        let wait_ms = wait.as_millis().try_into().unwrap_or(c_int::MAX);
+        // SAFETY: the queue is alive as long as `self`.
+        let event = unsafe { sys::rd_kafka_queue_poll(self.0.0.as_ptr(), wait_ms) };
+        let Some(event) = NonNull::new(event).map(NativeEvent) else {
+            return;
+        };
+        // SAFETY: the event is alive.
+        if unsafe { sys::rd_kafka_event_type(event.0.as_ptr()) } != sys::RD_KAFKA_EVENT_DR {
+            if let Event::Error(error) = event.read() {
+                tracing::debug!("librdkafka: {}: {}", error.code, error.reason);
+            }
+            return;
+        }
+        // SAFETY: the event is alive and of type DR. It returns each of its messages once and then null; they live as long as
+        // the event, their topic's name is a C string, and they have no opaque to be freed.
+        unsafe {
+            while let Some(message) = sys::rd_kafka_event_message_next(event.0.as_ptr()).as_ref() {
+                if message.err != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                    let topic = CStr::from_ptr(sys::rd_kafka_topic_name(message.rkt)).to_string_lossy();
+                    failed(message.err.into(), &topic, message.key_len + message.len);
+                }
+            }
+        }
+    }
+}
+
 /// A reference to a queue of librdkafka's.
 struct Queue(NonNull<sys::rd_kafka_queue_t>);
 
@@ -126,8 +170,8 @@ unsafe impl Send for Queue {}
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // SAFETY: the reference was taken by rd_kafka_queue_get_consumer and is given back once. The client still lives: it
-        // is dropped after its queue.
+        // SAFETY: the reference was taken by rd_kafka_queue_get_consumer or _main and is given back once. The client still
+        // lives: it is dropped after its queue.
         unsafe { sys::rd_kafka_queue_destroy(self.0.as_ptr()) }
     }
 }

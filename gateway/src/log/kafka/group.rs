@@ -369,6 +369,13 @@ impl MemberThread {
     /// Gives partitions up; `lost` are those that the application has not released.
     fn finish_revoke(&mut self, partitions: &[TopicPartition], lost: &[TopicPartition]) {
         self.rebalance = Rebalance::None;
+        // The application knows nothing of partitions whose assignment was not finished.
+        let lost: Vec<_> = self
+            .owned
+            .iter()
+            .map(|owned| owned.buffer.partition.clone())
+            .filter(|partition| lost.contains(partition))
+            .collect();
         self.owned.retain(|owned| !partitions.contains(&owned.buffer.partition));
         let mut list = TopicPartitionList::with_capacity(partitions.len());
         for partition in partitions {
@@ -378,7 +385,7 @@ impl MemberThread {
             tracing::error!(group = %self.settings.group, "partitions cannot be given up: {error}");
         }
         if !lost.is_empty() {
-            self.waiting.push_back(Ok(MemberEvent::Lost(lost.to_vec())));
+            self.waiting.push_back(Ok(MemberEvent::Lost(lost)));
         }
     }
 
@@ -607,10 +614,6 @@ impl MemberThread {
     fn fail(&mut self, error: &ConsumerError) {
         let attempt = self.log.attempt("consume for", Resource::Group(&self.settings.group));
         match (error.code, &error.partition) {
-            (Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation, Some(partition)) => {
-                let partition = partition.clone();
-                self.restart(&partition);
-            }
             (Code::UnknownTopic | Code::UnknownTopicOrPartition, Some(partition)) => {
                 let topic = partition.topic.to_string();
                 self.waiting.push_back(Err(Error::UnknownTopic(topic)));
@@ -630,30 +633,6 @@ impl MemberThread {
                     _ => tracing::debug!(group = %self.settings.group, "{code}: {}", error.reason),
                 }
             }
-        }
-    }
-
-    /// Goes on where the settings say, since the next record of a partition is no longer kept.
-    fn restart(&mut self, partition: &TopicPartition) {
-        let at = match self.settings.start_at {
-            StartAt::End => Offset::End,
-            _ => Offset::Beginning,
-        };
-        let started = self.log.offsets(&[(partition.clone(), at)]).and_then(|found| {
-            let to = found.first().copied().unwrap_or_default();
-            self.seek_consumer(partition, to).map(|()| to)
-        });
-        match started {
-            Ok(to) => {
-                if let Some(owned) = self.owned.iter_mut().find(|owned| owned.buffer.partition == *partition) {
-                    tracing::warn!(
-                        group = %self.settings.group, partition = %partition,
-                        "offset {} is no longer kept: going on at {to}", owned.buffer.next_offset
-                    );
-                    owned.buffer.restart(to);
-                }
-            }
-            Err(error) => self.waiting.push_back(Err(error)),
         }
     }
 

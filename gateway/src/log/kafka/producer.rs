@@ -14,7 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::error::{Attempt, Resource};
 use super::event::LogContext;
@@ -24,6 +24,9 @@ use crate::log::{Acks, Appended, Delivery, Error, Producer, ProducerRecord, Prod
 
 /// How librdkafka's statistics say that an idempotent producer has its id.
 const HAS_PRODUCER_ID: &[u8] = br#""idemp_state": "Assigned""#;
+
+/// How long a full queue is waited for before it is tried again, should no record be seen to leave it.
+const QUEUE_TICK: Duration = Duration::from_millis(10);
 
 type Client = ThreadedProducer<DeliveryContext>;
 
@@ -112,17 +115,19 @@ impl KafkaProducer {
         let deadline = Instant::now() + shared.settings.delivery_timeout;
         loop {
             let client = shared.client();
-            // Registered before the look at the queue, so that room made between the two is not missed.
-            let mut room = std::pin::pin!(client.context().room.notified());
-            room.as_mut().enable();
-            let (error, refused) = match client.send(native) {
+            let error = match client.send(native) {
                 Ok(()) => return Ok(Delivery(answer)),
-                Err(refused) => refused,
+                Err((error, refused)) => {
+                    native = refused;
+                    error
+                }
             };
-            native = refused;
             match error {
                 KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => {
-                    if timeout_at(deadline, room).await.is_err() {
+                    // A record leaves the queue each moment: one that did so between the refusal and here is soon followed
+                    // by another, and the tick is for the last of them.
+                    let room = client.context().room.notified();
+                    if timeout(QUEUE_TICK, room).await.is_err() && Instant::now() >= deadline {
                         return Err(shared.attempt(&record.topic).code(RDKafkaErrorCode::MessageTimedOut));
                     }
                 }
@@ -130,7 +135,7 @@ impl KafkaProducer {
                 error => return Err(shared.attempt(&record.topic).error(&error)),
             }
             if Instant::now() >= deadline {
-                return Err(shared.attempt(&record.topic).error(&error));
+                return Err(shared.attempt(&record.topic).code(RDKafkaErrorCode::MessageTimedOut));
             }
         }
     }

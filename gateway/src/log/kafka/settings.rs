@@ -10,7 +10,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
-use crate::log::{Acks, Error, GroupSettings, ProducerSettings, Result};
+use crate::log::{Acks, Error, GroupSettings, ProducerSettings, Result, StartAt};
 
 /// Where Kafka is and how it is spoken to.
 #[derive(Clone)]
@@ -160,7 +160,14 @@ impl KafkaSettings {
                 millis(settings.session_timeout.max(settings.release_timeout) + Duration::from_secs(30)),
             )
             .set("topic.metadata.refresh.interval.ms", "30000")
-            .set("auto.offset.reset", "error");
+            // Where the member goes on when retention has overtaken it.
+            .set(
+                "auto.offset.reset",
+                match settings.start_at {
+                    StartAt::End => "latest",
+                    _ => "earliest",
+                },
+            );
         config
     }
 

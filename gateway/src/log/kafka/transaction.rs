@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::error::Resource;
-use super::event::{IDLE_TICK, LogContext};
+use super::event::{IDLE_TICK, LogContext, ProducerQueue};
 use super::producer::delivery_error;
 use super::{KafkaLog, Started, lock, native_headers};
 use crate::log::group::GroupMetadataEngine;
@@ -98,9 +98,32 @@ struct TransactionThread {
     log: KafkaLog,
     transactional_id: String,
     /// `None` while it could not be made anew.
-    producer: Option<BaseProducer<RecordContext>>,
+    producer: Option<Client>,
     transaction: State,
     left: Left,
+}
+
+/// librdkafka's producer and its queue, which is dropped first.
+struct Client {
+    queue: ProducerQueue,
+    producer: BaseProducer<RecordContext>,
+}
+
+impl Client {
+    /// Serves one event, waiting for it up to `wait`.
+    fn serve(&self, wait: Duration) {
+        let context = self.producer.context();
+        self.queue
+            .serve(wait, |code, topic, size_bytes| context.fail(code, topic, size_bytes));
+    }
+}
+
+impl std::ops::Deref for Client {
+    type Target = BaseProducer<RecordContext>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.producer
+    }
 }
 
 /// What a failed transaction has left to do before the next one.
@@ -219,7 +242,10 @@ impl TransactionThread {
     /// broker's abort could not be told from being fenced.
     fn idle(&mut self) {
         if let Some(producer) = &self.producer {
-            producer.poll(Duration::ZERO);
+            // The count has the events in it that wait to be served.
+            for _ in 0..producer.in_flight_count() {
+                producer.serve(Duration::ZERO);
+            }
         }
         if let Err(failure) = self.check_age() {
             let error = self.end_after(failure);
@@ -247,7 +273,7 @@ impl TransactionThread {
             self.log.check_record(&record).await.map_err(Failure::Abort)?;
             self.write_record(&record)?;
         }
-        self.client()?.poll(Duration::ZERO);
+        self.client()?.serve(Duration::ZERO);
         self.check_age()?;
         self.check_deliveries()
     }
@@ -269,7 +295,7 @@ impl TransactionThread {
                 return Err(self.failure(&error, "append to"));
             }
             native = refused;
-            producer.poll(POLL_STEP);
+            producer.serve(POLL_STEP);
             self.check_age()?;
         }
     }
@@ -295,7 +321,7 @@ impl TransactionThread {
     fn drain(&self) -> std::result::Result<(), Failure> {
         let producer = self.client()?;
         while producer.in_flight_count() > 0 {
-            producer.poll(POLL_STEP);
+            producer.serve(POLL_STEP);
             self.check_age()?;
         }
         self.check_deliveries()
@@ -409,7 +435,7 @@ impl TransactionThread {
         // transaction. So all is sent first, unless something has failed already and no more is sent.
         while producer.in_flight_count() > 0 && lock(&producer.context().failed).is_none() && Instant::now() < deadline
         {
-            producer.poll(POLL_STEP);
+            producer.serve(POLL_STEP);
         }
         // Its abort waits for acknowledgements without serving them: with some outstanding it is called once to begin, and
         // again when they are served.
@@ -421,7 +447,7 @@ impl TransactionThread {
         let failure = loop {
             let aborted = producer.abort_transaction(allowed);
             while producer.in_flight_count() > 0 && Instant::now() < deadline {
-                producer.poll(POLL_STEP);
+                producer.serve(POLL_STEP);
             }
             match aborted {
                 Ok(()) if !producer.context().purged.load(Ordering::Relaxed) => return,
@@ -459,25 +485,29 @@ impl TransactionThread {
             purged: AtomicBool::new(false),
         };
         let config = self.log.0.settings.transactional_producer(&self.transactional_id);
-        let producer =
-            BaseProducer::from_config_and_context(&config, context).map_err(|error| attempt.error(&error))?;
+        let client = BaseProducer::from_config_and_context(&config, context)
+            .and_then(|producer| {
+                let queue = ProducerQueue::new(&producer)?;
+                Ok(Client { queue, producer })
+            })
+            .map_err(|error| attempt.error(&error))?;
         let deadline = Instant::now() + attempt.within;
         loop {
-            let error = match producer.init_transactions(attempt.within) {
+            let error = match client.init_transactions(attempt.within) {
                 Ok(()) => break,
                 Err(error) => error,
             };
-            producer.poll(Duration::ZERO);
+            client.serve(Duration::ZERO);
             if !retriable(&error) || Instant::now() >= deadline {
                 return Err(attempt.error(&error));
             }
             std::thread::sleep(RETRY_STEP);
         }
-        self.producer = Some(producer);
+        self.producer = Some(client);
         Ok(())
     }
 
-    fn client(&self) -> std::result::Result<&BaseProducer<RecordContext>, Failure> {
+    fn client(&self) -> std::result::Result<&Client, Failure> {
         self.producer
             .as_ref()
             .ok_or_else(|| Failure::Broken(Error::Unavailable("the producer is being made anew".to_owned())))
@@ -567,14 +597,21 @@ impl ProducerContext for RecordContext {
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         if let Err((error, message)) = result {
-            if error.rdkafka_error_code() == Some(Code::PurgeQueue) {
-                self.purged.store(true, Ordering::Relaxed);
-            }
-            lock(&self.failed).get_or_insert_with(|| FailedRecord {
-                code: error.rdkafka_error_code().unwrap_or(Code::Fail),
-                topic: message.topic().to_owned(),
-                size_bytes: message.key_len() + message.payload_len(),
-            });
+            let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+            self.fail(code, message.topic(), message.key_len() + message.payload_len());
         }
+    }
+}
+
+impl RecordContext {
+    fn fail(&self, code: Code, topic: &str, size_bytes: usize) {
+        if code == Code::PurgeQueue {
+            self.purged.store(true, Ordering::Relaxed);
+        }
+        lock(&self.failed).get_or_insert_with(|| FailedRecord {
+            code,
+            topic: topic.to_owned(),
+            size_bytes,
+        });
     }
 }
