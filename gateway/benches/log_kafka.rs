@@ -23,6 +23,8 @@ const ROUNDS: usize = 3;
 const VALUE_BYTES: usize = 200;
 const APPENDS: usize = 1000;
 const BATCHED: usize = 300_000;
+/// How long a record waits for others when appends are batched.
+const BATCH_LINGER: Duration = Duration::from_millis(5);
 /// Records that wait for their acknowledgement at most.
 const IN_FLIGHT: usize = 20_000;
 const TRANSACTIONS: usize = 300;
@@ -170,7 +172,7 @@ async fn append_one_by_one(log: &Log, topic: &str) -> f64 {
 
 fn bare_append_one_by_one(brokers: &str, topic: &str) -> f64 {
     let (acked, acks) = mpsc::channel();
-    let producer = Arc::new(bare_producer(brokers, Ack { acked }));
+    let producer = Arc::new(bare_producer(brokers, Duration::ZERO, Ack { acked }));
     let stop = poll_in_background(&producer);
     let value = vec![b'x'; VALUE_BYTES];
     let mut times = Vec::with_capacity(APPENDS);
@@ -188,15 +190,18 @@ fn bare_append_one_by_one(brokers: &str, topic: &str) -> f64 {
 }
 
 async fn append_batched(log: &Log, topic: &str) -> f64 {
-    let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+    let settings = ProducerSettings {
+        linger: BATCH_LINGER,
+        ..ProducerSettings::default()
+    };
+    let producer = log.producer(settings).await.expect("a producer");
     let topic: Arc<str> = topic.into();
     let start = Instant::now();
-    let mut deliveries = VecDeque::with_capacity(IN_FLIGHT);
+    let mut deliveries: VecDeque<Delivery> = VecDeque::with_capacity(IN_FLIGHT);
     for _ in 0..BATCHED {
         if deliveries.len() == IN_FLIGHT
             && let Some(oldest) = deliveries.pop_front()
         {
-            let oldest: Delivery = oldest;
             oldest.await.expect("appended");
         }
         deliveries.push_back(producer.send(record(&topic)).await.expect("sent"));
@@ -209,7 +214,7 @@ async fn append_batched(log: &Log, topic: &str) -> f64 {
 
 fn bare_append_batched(brokers: &str, topic: &str) -> f64 {
     let (acked, acks) = mpsc::channel();
-    let producer = Arc::new(bare_producer(brokers, Ack { acked }));
+    let producer = Arc::new(bare_producer(brokers, BATCH_LINGER, Ack { acked }));
     let stop = poll_in_background(&producer);
     let value = vec![b'x'; VALUE_BYTES];
     send_bare(&*producer, topic, &value);
@@ -302,7 +307,7 @@ fn bare_latency(brokers: &str, topic: &str) -> f64 {
     let consumer: BaseConsumer = consumer_config(brokers).create().expect("a consumer");
     assign_bare(&consumer, topic, Offset::End);
     let (acked, _acks) = mpsc::channel();
-    let producer = Arc::new(bare_producer(brokers, Ack { acked }));
+    let producer = Arc::new(bare_producer(brokers, Duration::ZERO, Ack { acked }));
     let stop = poll_in_background(&producer);
     // Both are warm when the first record has come through.
     while consumer.poll(Duration::from_millis(100)).is_none() {
@@ -410,8 +415,10 @@ fn consumer_config(brokers: &str) -> ClientConfig {
     config
 }
 
-fn bare_producer(brokers: &str, context: Ack) -> BaseProducer<Ack> {
-    BaseProducer::from_config_and_context(&producer_config(brokers), context).expect("a producer")
+fn bare_producer(brokers: &str, linger: Duration, context: Ack) -> BaseProducer<Ack> {
+    let mut config = producer_config(brokers);
+    config.set("linger.ms", linger.as_millis().to_string());
+    BaseProducer::from_config_and_context(&config, context).expect("a producer")
 }
 
 fn send_bare<C: ProducerContext<DeliveryOpaque = ()>>(producer: &BaseProducer<C>, topic: &str, value: &[u8]) {
