@@ -1,6 +1,4 @@
-//! Lists the files of `web/` that browsers load, so that the binary carries them.
-//!
-//! Macros that embed a whole folder would take its tests and `node_modules` along.
+//! Lists the files of `web/public/` that browsers load, so that the binary carries them.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -21,11 +19,8 @@ const CONTENT_TYPES: &[(&str, &str)] = &[
     ("woff2", "font/woff2"),
 ];
 
-/// Folders of developers.
-const SKIPPED_FOLDERS: &[&str] = &["node_modules", "test", "tests"];
-
 fn main() -> io::Result<()> {
-    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("../web");
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("../web/public");
     let mut files = Vec::new();
     if root.is_dir() {
         println!("cargo:rerun-if-changed={}", root.display());
@@ -60,7 +55,7 @@ fn collect(folder: &Path, into: &mut Vec<PathBuf>) -> io::Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with('.') || SKIPPED_FOLDERS.contains(&name.as_ref()) {
+        if name.starts_with('.') {
             continue;
         }
         if entry.file_type()?.is_dir() {
