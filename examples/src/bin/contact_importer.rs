@@ -2,20 +2,26 @@
 
 use std::process::ExitCode;
 
-use barnabas_examples::command_line::{self, Failure, Settings};
+use barnabas::server::{ConfigError, Program};
 use barnabas_examples::contacts::importer;
-use tokio_util::sync::CancellationToken;
+use barnabas_examples::contacts::settings::{self, ImporterSettings};
 
 fn main() -> ExitCode {
-    command_line::start("contact-importer", "imports contacts from Kafka into a database", run)
-}
-
-async fn run(settings: Settings, stopping: CancellationToken) -> Result<(), Failure> {
-    if settings.config.kafka.brokers.is_none() {
-        return Err("KAFKA_BROKERS is not set; on the embedded log the importer runs in `contacts-import`".into());
-    }
-    let log = settings.config.open_log().await?;
-    let ended = importer::run(log.clone(), settings.database, settings.importer, stopping).await;
-    log.close().await;
-    Ok(ended?)
+    let program = Program {
+        name: "contact-importer",
+        purpose: "imports contacts from Kafka into a database",
+        more_help: settings::HELP,
+    };
+    program.run(|config, stopping| async move {
+        let (importer, database) = (ImporterSettings::load(&config)?, settings::database(&config)?);
+        if config.kafka.brokers.is_none() {
+            let reason = "not set; on the embedded log the importer runs in `contacts-import`".to_owned();
+            let setting = "KAFKA_BROKERS".to_owned();
+            return Err(ConfigError { setting, reason }.into());
+        }
+        let log = config.open_log().await?;
+        let ended = importer::run(log.clone(), database, importer, stopping).await;
+        log.close().await;
+        Ok(ended?)
+    })
 }

@@ -14,6 +14,13 @@ pub const JOB_TYPE: &str = "import-contacts";
 /// File of the default database, in the data folder.
 const DATABASE_FILE: &str = "contacts.sqlite";
 
+/// The settings that are not the gateway's, for `--help`.
+pub const HELP: &str = "  DATABASE_URL
+        where contacts go, sqlite: or postgres: [contacts.sqlite in the data folder]
+  CONTACTS_REGION
+        country of phone numbers without a country code [US]
+";
+
 /// How contacts are imported.
 #[derive(Clone, Debug)]
 pub struct ImporterSettings {

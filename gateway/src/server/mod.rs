@@ -20,6 +20,7 @@ pub mod job_view;
 mod jobs;
 mod origin;
 mod outbox;
+pub mod program;
 pub mod token;
 mod trace;
 mod transport;
@@ -43,6 +44,7 @@ pub use feed::Feed;
 pub(crate) use http::ConnectionPermit;
 use job_view::{JobView, JobViewError};
 pub use jobs::Jobs;
+pub use program::Program;
 
 /// What every handler can reach. Clones are cheap.
 #[derive(Clone, Debug)]
