@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -143,30 +144,12 @@ pub fn now_ms() -> i64 {
         .as_millis() as i64
 }
 
-/// A time in milliseconds since the Unix epoch as RFC 3339 in UTC, with milliseconds.
+/// A time in milliseconds since the Unix epoch as RFC 3339 in UTC, with milliseconds. What is before the year -9999 or after 9999
+/// is the nearest time that is not.
 pub fn rfc3339(time_ms: i64) -> String {
-    let (days, ms_of_day) = (time_ms.div_euclid(86_400_000), time_ms.rem_euclid(86_400_000));
-    // Civil date from days since 1970-01-01: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let day_of_era = z.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second, ms) = (
-        ms_of_day / 3_600_000,
-        ms_of_day / 60_000 % 60,
-        ms_of_day / 1000 % 60,
-        ms_of_day % 1000,
-    );
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+    let (earliest, latest) = (Timestamp::MIN.as_millisecond(), Timestamp::MAX.as_millisecond());
+    let time = Timestamp::from_millisecond(time_ms.clamp(earliest, latest));
+    format!("{:.3}", time.unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
 #[cfg(test)]
