@@ -78,11 +78,16 @@ pub(crate) fn sse_message(event: &str, id: Option<&str>, data: &[u8]) -> Bytes {
     message.freeze()
 }
 
-/// An unmasked, whole text frame (RFC 6455, section 5.2), as servers send them.
+/// A text frame.
 pub(crate) fn web_socket_text(payload: &[u8]) -> Bytes {
     const FIN_TEXT: u8 = 0x81;
+    web_socket_frame(FIN_TEXT, payload)
+}
+
+/// An unmasked frame as servers send them (RFC 6455, section 5.2).
+pub(crate) fn web_socket_frame(first_byte: u8, payload: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(payload.len() + 10);
-    frame.put_u8(FIN_TEXT);
+    frame.put_u8(first_byte);
     match payload.len() {
         length @ 0..126 => frame.put_u8(length as u8),
         length @ 126..65_536 => {

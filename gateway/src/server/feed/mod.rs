@@ -25,6 +25,8 @@ use tokio::sync::{MutexGuard, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+#[cfg(feature = "conformance")]
+pub(crate) use frame::web_socket_frame;
 pub(crate) use frame::{Format, Frame, sse_message, web_socket_text};
 pub(crate) use partition::{Interested, Partition};
 pub(crate) use subscription::{Cover, Subscription};

@@ -26,10 +26,13 @@ use super::token::Token;
 use super::{App, Error};
 
 pub(super) fn routes() -> Router<App> {
-    Router::new()
+    let routes = Router::new()
         .route("/v1/ws", get(websocket::upgrade))
         .route("/v1/channels/{channel}/events", get(one_channel))
-        .route("/v1/events", get(several_channels))
+        .route("/v1/events", get(several_channels));
+    #[cfg(feature = "conformance")]
+    let routes = routes.route("/v1/conformance/echo", get(websocket::upgrade_to_echo));
+    routes
 }
 
 async fn one_channel(

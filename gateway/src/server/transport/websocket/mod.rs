@@ -5,6 +5,8 @@
 //! no ping and is closed by that; until then it costs no more than its outbox.
 
 mod commands;
+#[cfg(feature = "conformance")]
+mod echo;
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -43,15 +45,32 @@ const SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// How long a closing connection has to take the close frame and to answer it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What is done to a connection before it is served.
+type Prepare = fn(Connection) -> Connection;
+
+/// Answers the handshake and serves commands.
+pub(super) async fn upgrade(State(app): State<App>, request: axum::extract::Request) -> Result<Response, Error> {
+    accept(app, request, |connection| connection)
+}
+
+/// As [`upgrade`], but what the client says is said back to it.
+#[cfg(feature = "conformance")]
+pub(super) async fn upgrade_to_echo(
+    State(app): State<App>,
+    request: axum::extract::Request,
+) -> Result<Response, Error> {
+    accept(app, request, Connection::echoing)
+}
+
 /// Answers the handshake (RFC 6455, section 4.2) and takes the socket over.
-pub(super) async fn upgrade(State(app): State<App>, mut request: axum::extract::Request) -> Result<Response, Error> {
+fn accept(app: App, mut request: axum::extract::Request, prepare: Prepare) -> Result<Response, Error> {
     let accept = check_handshake(request.headers())?;
     let protocol = choose_protocol(request.headers())?;
     let permit = request.extensions().get::<ConnectionPermit>().cloned();
     let on_upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let on_upgrade =
         on_upgrade.ok_or_else(|| Error::bad_request("not-upgradable", "this connection cannot be upgraded"))?;
-    app.tasks.spawn(run(app.clone(), on_upgrade, permit));
+    app.tasks.spawn(run(app.clone(), on_upgrade, permit, prepare));
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     let headers = response.headers_mut();
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -104,7 +123,7 @@ fn choose_protocol(headers: &HeaderMap) -> Result<Option<HeaderValue>, Error> {
     }
 }
 
-async fn run(app: App, on_upgrade: OnUpgrade, permit: Option<ConnectionPermit>) {
+async fn run(app: App, on_upgrade: OnUpgrade, permit: Option<ConnectionPermit>, prepare: Prepare) {
     let (socket, read) = match on_upgrade
         .await
         .map_err(|error| error.to_string())
@@ -116,7 +135,7 @@ async fn run(app: App, on_upgrade: OnUpgrade, permit: Option<ConnectionPermit>) 
             return;
         }
     };
-    let close = Box::pin(Connection::new(app, socket, read).run()).await;
+    let close = Box::pin(prepare(Connection::new(app, socket, read)).run()).await;
     tracing::debug!(close = close.map_or(0, |close| close.code), "a WebSocket has ended");
     drop(permit);
 }
@@ -145,6 +164,8 @@ struct Connection {
     /// When something is due: the first command, a ping, or the answer to one.
     deadline: Instant,
     awaits_pong: bool,
+    #[cfg(feature = "conformance")]
+    echoes: bool,
 }
 
 impl Connection {
@@ -169,6 +190,8 @@ impl Connection {
             allowance: Allowance::new(push.messages_per_second, push.message_burst),
             deadline: Instant::now() + push.connect_timeout,
             awaits_pong: false,
+            #[cfg(feature = "conformance")]
+            echoes: false,
             app,
         }
     }
@@ -178,8 +201,9 @@ impl Connection {
         let close = self.serve().await;
         self.subscribed.clear();
         if let Some(close) = close {
-            self.close(close).await;
+            self.outbox.push_control(close.frame(retry_ms()));
         }
+        self.part().await;
         close
     }
 
@@ -233,6 +257,11 @@ impl Connection {
     async fn obey(&mut self, message: Message) -> Result<(), Option<Close>> {
         if !self.allowance.take() {
             return Err(Some(Close::TOO_MANY_MESSAGES));
+        }
+        #[cfg(feature = "conformance")]
+        if self.echoes {
+            self.echo(&message);
+            return Ok(());
         }
         let text = match message {
             Message::Text(text) => text,
@@ -354,10 +383,9 @@ impl Connection {
         self.outbox.push_control(web_socket_text(frame.to_string().as_bytes()));
     }
 
-    /// Sends the close frame and gives the client a moment to take it: a socket that is dropped with unread bytes resets, and
-    /// the frame would be lost.
-    async fn close(&mut self, close: Close) {
-        self.outbox.push_control(close.frame(retry_ms()));
+    /// Sends what is left, the close frame last, and gives the client a moment to take it: a socket that is dropped with unread
+    /// bytes resets, and the frame would be lost.
+    async fn part(&mut self) {
         self.outbox.close();
         let farewell = async {
             write_queued(&self.outbox, &self.socket).await?;
