@@ -24,7 +24,7 @@ pub const HELP: &str = "  DATABASE_URL
 /// How contacts are imported.
 #[derive(Clone, Debug)]
 pub struct ImporterSettings {
-    /// The consumer group in which importers share the work. Default `contacts-importer`.
+    /// The consumer group in which importers share the work. Default `{prefix}.contacts-importer`.
     pub group: String,
     /// The topic of chunks: that of the job type `import-contacts`.
     pub topic: String,
@@ -41,7 +41,8 @@ impl ImporterSettings {
     pub fn new(config: &Config) -> Self {
         let job_type = config.jobs.types.get(JOB_TYPE);
         Self {
-            group: "contacts-importer".to_owned(),
+            // Installations that share a broker must not share a group: each would rebalance the others.
+            group: format!("{}.contacts-importer", config.topics.prefix),
             topic: job_type.map_or(JOB_TYPE, |job_type| &job_type.topic).to_owned(),
             topics: config.topics.clone(),
             workers: 2,
