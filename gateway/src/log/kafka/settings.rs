@@ -168,6 +168,8 @@ impl KafkaSettings {
                     _ => "earliest",
                 },
             );
+        // Again, for what was just set.
+        self.apply_overrides(&mut config);
         config
     }
 
@@ -249,6 +251,14 @@ mod tests {
             .overrides
             .insert("isolation.level".into(), "read_uncommitted".into());
         assert!(matches!(settings.check(), Err(Error::InvalidSetting { name, .. }) if name == "isolation.level"));
+    }
+
+    #[test]
+    fn an_override_holds_for_members_of_groups() {
+        let mut settings = KafkaSettings::new("localhost:9092");
+        settings.overrides.insert("session.timeout.ms".into(), "6000".into());
+        let member = settings.group_member(&GroupSettings::new("group", ["topic"]));
+        assert_eq!(member.get("session.timeout.ms"), Some("6000"));
     }
 
     #[test]
