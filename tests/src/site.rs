@@ -1,8 +1,8 @@
 //! An installation of Barnabas for one test: a log, gateways, importers and the importers' database, all of its own.
 //!
 //! On the embedded log a gateway stands alone or has its importer in it. On Kafka there may be several of both, and topics and
-//! groups carry the site's name, so that many sites share a broker. Starting and stopping block the calling thread: tests that do other things
-//! meanwhile use a runtime with several.
+//! groups carry the site's name, so that many sites share a broker. Starting and stopping block the calling thread: tests that
+//! do other things meanwhile use a runtime with several.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
@@ -13,12 +13,16 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
-use crate::kafka::{self, free_ports};
+use crate::fault::{LogAway, SqliteLock};
+use crate::kafka::{self, KafkaNode, free_ports};
 use crate::oracle::{OracleRecord, read_embedded, read_kafka};
 use crate::process::{Process, program};
 
 /// A program that is not ready by then has failed to start.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An import that stands still for so long has stopped.
+const IMPORT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The job type of the contacts import.
 pub const JOB_TYPE: &str = "import-contacts";
@@ -45,6 +49,8 @@ pub struct Site {
     prefix: String,
     /// None: the embedded log.
     brokers: Option<String>,
+    /// The broker, if it has one of its own.
+    node: Option<KafkaNode>,
     settings: Vec<(String, String)>,
 }
 
@@ -54,6 +60,19 @@ impl Site {
         match engine {
             Engine::Embedded => Self::make(None),
             Engine::Kafka => Self::on_kafka(kafka::brokers()),
+        }
+    }
+
+    /// An installation on a log of this kind which the test may take away: on Kafka a broker of its own.
+    pub fn with_a_log_of_its_own(engine: Engine) -> Self {
+        match engine {
+            Engine::Embedded => Self::make(None),
+            Engine::Kafka => {
+                let node = KafkaNode::start();
+                let mut site = Self::on_kafka(node.brokers());
+                site.node = Some(node);
+                site
+            }
         }
     }
 
@@ -72,15 +91,21 @@ impl Site {
             folder,
             prefix,
             brokers,
+            node: None,
             settings: Vec::new(),
         };
-        let settings = format!(
-            "[topics]\nprefix = \"{}\"\n\n[job_types.{JOB_TYPE}]\nformat = \"csv\"\ntopic = \"{}\"\n",
-            site.prefix,
-            site.chunks_topic()
-        );
-        std::fs::write(site.settings_file(), settings).expect("the settings are written");
+        site.chunk_rows(500);
         site
+    }
+
+    /// Cuts imports into chunks of so many rows, in the programs that are started from now on.
+    pub fn chunk_rows(&self, rows: u32) {
+        let settings = format!(
+            "[topics]\nprefix = \"{}\"\n\n[job_types.{JOB_TYPE}]\nformat = \"csv\"\ntopic = \"{}\"\nchunk_rows = {rows}\n",
+            self.prefix,
+            self.chunks_topic()
+        );
+        std::fs::write(self.settings_file(), settings).expect("the settings are written");
     }
 
     /// Adds a setting for the programs that are started from now on, as a variable.
@@ -130,6 +155,17 @@ impl Site {
         gateway
     }
 
+    /// Starts a gateway and an importer: in one process on the embedded log, in two on Kafka.
+    ///
+    /// # Panics
+    /// If the gateway does not become ready.
+    pub fn gateway_and_importer(&self) -> (Gateway, Option<Importer>) {
+        match self.brokers {
+            None => (self.gateway_with_importer("gateway"), None),
+            Some(_) => (self.gateway("gateway"), Some(self.importer("importer"))),
+        }
+    }
+
     /// Starts an importer on Kafka.
     ///
     /// # Panics
@@ -141,7 +177,7 @@ impl Site {
         );
         let mut importer = Importer {
             run: Run {
-                program: program("contacts-import"),
+                program: program("contact-importer"),
                 arguments: Vec::new(),
                 environment: self.environment(),
                 output: self.folder.path().join(format!("{name}.output")),
@@ -194,6 +230,53 @@ impl Site {
             .expect("addresses are text")
     }
 
+    /// Keeps importers from writing to their database for as long as the lock lives.
+    ///
+    /// # Panics
+    /// If the database is not there yet.
+    pub fn hold_up_importers(&self) -> SqliteLock {
+        SqliteLock::take(&self.database())
+    }
+
+    /// Lets importers go on until so many contacts are in the database, and holds them up again.
+    ///
+    /// # Panics
+    /// If they do not get there.
+    pub fn let_import(&self, lock: SqliteLock, contacts: usize) -> SqliteLock {
+        drop(lock);
+        let deadline = Instant::now() + IMPORT_TIMEOUT;
+        while self.contact_count() < contacts {
+            assert!(Instant::now() < deadline, "{} contacts only", self.contact_count());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.hold_up_importers()
+    }
+
+    /// Takes the log away, for as long as the value lives.
+    ///
+    /// # Panics
+    /// If the site is on a broker that others use too.
+    pub fn take_log_away(&self) -> LogAway<'_> {
+        match (&self.brokers, &self.node) {
+            (None, _) => LogAway::Embedded(SqliteLock::take(&self.embedded_data().join("log.sqlite"))),
+            (Some(_), Some(node)) => {
+                node.pause();
+                LogAway::Kafka(node)
+            }
+            (Some(_), None) => panic!("others use this broker too"),
+        }
+    }
+
+    /// How many contacts are in the importers' database.
+    pub fn contact_count(&self) -> usize {
+        let database = Connection::open_with_flags(self.database(), OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .expect("the importers' database opens");
+        let count: i64 = database
+            .query_row("SELECT count(*) FROM contacts", [], |row| row.get(0))
+            .expect("contacts are counted");
+        count.try_into().expect("a count")
+    }
+
     /// The topic of chunks.
     pub fn chunks_topic(&self) -> String {
         format!("{}.{JOB_TYPE}", self.prefix)
@@ -215,6 +298,20 @@ impl Site {
             Some(brokers) => read_kafka(brokers, topic),
             None => read_embedded(&self.embedded_data(), topic),
         }
+    }
+
+    /// Types of the events of a job that stand on the log, in order.
+    pub fn told(&self, job: &str) -> Vec<String> {
+        let events = self.records(&self.notifications_topic()).into_iter();
+        let own = events.filter(|event| event.header("ce_subject") == job);
+        own.map(|event| event.header("ce_type").to_owned()).collect()
+    }
+
+    /// How often workers said that a chunk of a job is done.
+    pub fn done_commands(&self, job: &str) -> usize {
+        let commands = self.records(&self.commands_topic()).into_iter();
+        let done = commands.filter(|command| command.key_text() == job && command.json()["command"] == "done");
+        done.count()
     }
 
     /// Checks that every job of which anything is on the log is there with all its chunks, each once, and its registration, and
@@ -413,6 +510,13 @@ pub async fn wait_for(what: &str, timeout: Duration, mut holds: impl FnMut() -> 
         assert!(Instant::now() < deadline, "not within {timeout:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// The addresses of [`contacts_csv`], sorted.
+pub fn addresses(name: &str, rows: usize) -> Vec<String> {
+    let mut addresses: Vec<String> = (1..=rows).map(|row| format!("{name}-{row}@example.org")).collect();
+    addresses.sort();
+    addresses
 }
 
 /// A CSV of contacts as the importer takes it, all good, their addresses begin with `name`.
