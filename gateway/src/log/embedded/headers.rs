@@ -9,7 +9,9 @@ pub(super) fn encode(headers: &Headers) -> Option<Vec<u8>> {
     if headers.is_empty() {
         return None;
     }
-    let mut encoded = Vec::with_capacity(128);
+    // Exactly: a large transaction holds those of all its records.
+    let size_bytes = headers.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+    let mut encoded = Vec::with_capacity(size_bytes);
     for (name, value) in headers.iter() {
         for part in [name.as_bytes(), value] {
             encoded.extend_from_slice(&(part.len() as u32).to_le_bytes());

@@ -213,7 +213,7 @@ impl EmbeddedLog {
             partition,
             timestamp_ms,
             key,
-            headers,
+            headers: headers::encode(&headers),
             value: Value::Inline(value),
         })
     }

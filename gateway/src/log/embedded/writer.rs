@@ -14,10 +14,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::catalog::Partition;
 use super::coordinator::Coordinator;
+use super::now_ms;
 use super::schema::{self, SEGMENT_OFFSETS, row_id};
 use super::settings::Durability;
-use super::{headers, now_ms};
-use crate::log::{Appended, CommittedOffset, Error, Result, record::Headers};
+use crate::log::{Appended, CommittedOffset, Error, Result};
 
 /// Commands that wait for the writer. When the queue is full its senders wait.
 const WAITING_WRITES: usize = 4096;
@@ -66,7 +66,8 @@ pub(super) struct Row {
     pub(super) partition: Arc<Partition>,
     pub(super) timestamp_ms: Option<i64>,
     pub(super) key: Option<Bytes>,
-    pub(super) headers: Headers,
+    /// As they stand in their column.
+    pub(super) headers: Option<Vec<u8>>,
     pub(super) value: Value,
 }
 
@@ -100,7 +101,7 @@ impl Row {
             Value::Inline(value) => value.as_ref().map_or(0, Bytes::len),
             Value::Staged(_) => 0,
         };
-        value + self.key.as_ref().map_or(0, Bytes::len) + 64
+        value + self.key.as_ref().map_or(0, Bytes::len) + self.headers.as_ref().map_or(0, Vec::len) + 64
     }
 }
 
@@ -415,7 +416,6 @@ fn write_group(
         if let Some(blob) = blob {
             publish.execute([blob])?;
         }
-        let headers = headers::encode(&headers);
         insert.execute(params![
             row_id(partition.row, offset),
             timestamp_ms,

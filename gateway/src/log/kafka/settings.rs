@@ -78,6 +78,9 @@ const READ_AHEAD_KIB: usize = 16 * 1024;
 const PRODUCER_QUEUE_RECORDS: usize = 100_000;
 /// KiB that wait in a producer (`queue.buffering.max.kbytes`). When full, sending waits.
 const PRODUCER_QUEUE_KIB: usize = 64 * 1024;
+/// The same for a transactional producer: there are several, and each needs no more than what is on
+/// its way to the broker.
+const TRANSACTION_QUEUE_KIB: usize = 16 * 1024;
 /// Larger than any record that a topic can take: the topic decides what is too large, not the client.
 const MAX_REQUEST_BYTES: usize = 1_000_000_000;
 
@@ -107,7 +110,7 @@ impl KafkaSettings {
     }
 
     pub(super) fn producer(&self, settings: &ProducerSettings) -> ClientConfig {
-        let mut config = self.any_producer();
+        let mut config = self.any_producer(PRODUCER_QUEUE_KIB);
         config
             .set("message.timeout.ms", millis(settings.delivery_timeout))
             .set("linger.ms", millis(settings.linger));
@@ -124,7 +127,7 @@ impl KafkaSettings {
     }
 
     pub(super) fn transactional_producer(&self, transactional_id: &str) -> ClientConfig {
-        let mut config = self.any_producer();
+        let mut config = self.any_producer(TRANSACTION_QUEUE_KIB);
         config
             .set("transactional.id", transactional_id)
             .set("transaction.timeout.ms", millis(self.transaction_timeout))
@@ -188,14 +191,14 @@ impl KafkaSettings {
         config
     }
 
-    fn any_producer(&self) -> ClientConfig {
+    fn any_producer(&self, queue_kib: usize) -> ClientConfig {
         let mut config = self.common();
         config
             .set("partitioner", "murmur2_random")
             // Records without a key are spread one by one.
             .set("sticky.partitioning.linger.ms", "0")
             .set("queue.buffering.max.messages", PRODUCER_QUEUE_RECORDS.to_string())
-            .set("queue.buffering.max.kbytes", PRODUCER_QUEUE_KIB.to_string())
+            .set("queue.buffering.max.kbytes", queue_kib.to_string())
             .set("message.max.bytes", MAX_REQUEST_BYTES.to_string())
             // Below the smallest usual limit of a topic, so that a batch of small records is never too large.
             .set("batch.size", "524288")
