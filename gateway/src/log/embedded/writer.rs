@@ -26,8 +26,9 @@ const GROUP_COMMANDS: usize = 4096;
 const GROUP_BYTES: usize = 2 * 1024 * 1024;
 /// Bytes after which the checkpointer is woken.
 const CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
-/// Bytes after which the writer itself waits for a checkpoint, so that the write-ahead log stays bounded.
-const WAL_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes after which the writer itself waits for a checkpoint, so that the write-ahead log stays bounded. SQLite syncs the file
+/// only when nothing of the write-ahead log is left behind, so all of this is synced then: the more, the longer appends wait.
+const WAL_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
 /// What the writer can be asked to do.
 pub(super) enum Write {
