@@ -54,13 +54,17 @@ pub enum LogAway<'a> {
     /// Another program has the embedded log's file locked.
     Embedded(SqliteLock),
     /// The broker is stopped; connections stay open and nothing answers.
-    Kafka(&'a KafkaNode),
+    KafkaSilent(&'a KafkaNode),
+    /// The broker was killed.
+    KafkaDead(&'a KafkaNode),
 }
 
 impl Drop for LogAway<'_> {
     fn drop(&mut self) {
-        if let Self::Kafka(node) = self {
-            node.resume();
+        match self {
+            Self::Embedded(_) => {}
+            Self::KafkaSilent(node) => node.resume(),
+            Self::KafkaDead(node) => node.restart(),
         }
     }
 }

@@ -258,13 +258,23 @@ impl Site {
     /// If the site is on a broker that others use too.
     pub fn take_log_away(&self) -> LogAway<'_> {
         match (&self.brokers, &self.node) {
-            (None, _) => LogAway::Embedded(SqliteLock::take(&self.embedded_data().join("log.sqlite"))),
+            (None, _) => LogAway::Embedded(SqliteLock::take(&self.embedded_log())),
             (Some(_), Some(node)) => {
                 node.pause();
-                LogAway::Kafka(node)
+                LogAway::KafkaSilent(node)
             }
             (Some(_), None) => panic!("others use this broker too"),
         }
+    }
+
+    /// Kills the broker; it is started again when the value is dropped.
+    ///
+    /// # Panics
+    /// If the site has no broker of its own.
+    pub fn kill_broker(&self) -> LogAway<'_> {
+        let node = self.node.as_ref().expect("a broker of its own");
+        node.kill();
+        LogAway::KafkaDead(node)
     }
 
     /// How many contacts are in the importers' database.
@@ -309,9 +319,23 @@ impl Site {
 
     /// How often workers said that a chunk of a job is done.
     pub fn done_commands(&self, job: &str) -> usize {
+        self.count_done(|of| of == job)
+    }
+
+    /// How often workers said that a chunk of any job is done.
+    pub fn all_done_commands(&self) -> usize {
+        self.count_done(|_| true)
+    }
+
+    fn count_done(&self, of: impl Fn(&str) -> bool) -> usize {
         let commands = self.records(&self.commands_topic()).into_iter();
-        let done = commands.filter(|command| command.key_text() == job && command.json()["command"] == "done");
+        let done = commands.filter(|command| of(&command.key_text()) && command.json()["command"] == "done");
         done.count()
+    }
+
+    /// The file of the embedded log.
+    pub fn embedded_log(&self) -> PathBuf {
+        self.embedded_data().join("log.sqlite")
     }
 
     /// Checks that every job of which anything is on the log is there with all its chunks, each once, and its registration, and

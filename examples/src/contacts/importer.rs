@@ -58,8 +58,12 @@ pub async fn run(
     if prepared.is_none() {
         return Ok(());
     }
+    let make = || log.producer(ProducerSettings::default());
+    let Some(producer) = retry("the producer of answers", &stopping, make, log::Error::is_retriable).await else {
+        return Ok(());
+    };
     let shared = Arc::new(Shared {
-        producer: log.producer(ProducerSettings::default()).await?,
+        producer: producer?,
         database,
         begun: Mutex::default(),
         settings,

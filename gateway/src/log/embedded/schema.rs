@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::settings::Durability;
 use crate::log::{Error, Result};
@@ -111,7 +111,14 @@ pub(super) fn open_reader(file: &Path) -> Result<Connection> {
 }
 
 impl From<rusqlite::Error> for Error {
+    /// What passes by itself, or when somebody makes room, can be tried again: nothing of it was written. After anything else
+    /// what stands in the file is not certain until it is opened anew.
     fn from(error: rusqlite::Error) -> Self {
-        Self::Storage(error.to_string())
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull) => {
+                Self::Unavailable(error.to_string())
+            }
+            _ => Self::Storage(error.to_string()),
+        }
     }
 }
