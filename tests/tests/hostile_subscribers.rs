@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use barnabas_tests::http;
+use barnabas_tests::on_both_logs;
 use barnabas_tests::raw::{SOON, read_to_close, status_of};
 use barnabas_tests::site::{Engine, Site, is_ready};
 use barnabas_tests::subscriber::{Push, Subscriber, TRANSPORTS, Transport, events_path};
@@ -12,6 +13,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+
+on_both_logs!(sockets_that_do_not_read_cost_little_and_hold_nobody_up);
 
 const MIB: u64 = 1024 * 1024;
 
@@ -24,11 +27,10 @@ async fn deaf_subscriber(to: SocketAddr, request: &str) -> TcpStream {
     stream
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sockets_that_do_not_read_cost_little_and_hold_nobody_up() {
+async fn sockets_that_do_not_read_cost_little_and_hold_nobody_up(engine: Engine) {
     const DEAF: usize = 20;
     const EVENTS: usize = 400;
-    let site = Site::new(Engine::Embedded);
+    let site = Site::new(engine);
     let gateway = site.gateway("gateway");
     let to = gateway.address();
     let sse = "GET /v1/channels/loud/events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";

@@ -3,7 +3,6 @@
 use barnabas_tests::http;
 use barnabas_tests::job::{self, Job, assert_completed, is_end};
 use barnabas_tests::on_both_logs;
-use barnabas_tests::proxy::Proxy;
 use barnabas_tests::site::{Engine, Site, addresses, contacts_csv};
 use barnabas_tests::subscriber::{Follower, Subscriber, TRANSPORTS, Transport};
 use hyper::StatusCode;
@@ -90,41 +89,4 @@ async fn a_file_without_rows_completes(engine: Engine) {
     let end = follower.until(is_end).await;
     assert_eq!(end.event_type, "job.completed");
     assert_eq!(end.data["rows"]["total"], 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn three_gateways_on_kafka_behind_one_address_tell_each_channel_its_own() {
-    const CHANNELS: usize = 50;
-    let site = Site::new(Engine::Kafka);
-    let gateways = [site.gateway("one"), site.gateway("two"), site.gateway("three")];
-    let _importers = [site.importer("importer-1"), site.importer("importer-2")];
-    let proxy = Proxy::start(gateways.iter().map(|gateway| gateway.address())).await;
-    let mut subscribers = Vec::new();
-    for channel in 0..CHANNELS {
-        let transport = TRANSPORTS[channel % TRANSPORTS.len()];
-        let mut follower = Follower::new(proxy.address(), &[transport], &format!("channel-{channel}"), None);
-        follower.join().await;
-        subscribers.push(follower);
-    }
-    let rows = |channel: usize| 10 + channel;
-    let submissions = (0..CHANNELS).map(|channel| {
-        let csv = contacts_csv(&format!("k-{channel}"), rows(channel));
-        let address = proxy.address();
-        tokio::spawn(async move { job::submit(address, &format!("channel-{channel}"), csv).await })
-    });
-    let mut jobs = Vec::new();
-    for submission in submissions.collect::<Vec<_>>() {
-        jobs.push(submission.await.expect("it is submitted"));
-    }
-    for (channel, follower) in subscribers.iter_mut().enumerate() {
-        follower.until(is_end).await;
-        assert_completed(follower.unbroken(), &jobs[channel].id, rows(channel) as u64, 0);
-    }
-    assert_eq!(site.contacts().len(), (0..CHANNELS).map(rows).sum::<usize>());
-    // Any node can say where a job stands that another has taken in.
-    for gateway in &gateways {
-        let wait = http::request(hyper::Method::GET, &jobs[0].location).header("prefer", "wait=10");
-        let state = http::send(gateway.address(), wait.body(http::whole("")).expect("a request")).await;
-        assert_eq!(state.expect("an answer").json()["state"], "completed");
-    }
 }
