@@ -90,7 +90,8 @@ impl Database {
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(options);
-        Self::with_pool(Pool::Sqlite(pool), |n| format!("?{n}"))
+        // Without numbers: SQLite looks a numbered one up in a list of all, for each value that is bound.
+        Self::with_pool(Pool::Sqlite(pool), |_| "?".to_owned())
     }
 
     fn with_pool(pool: Pool, placeholder: fn(usize) -> String) -> Self {
