@@ -47,6 +47,8 @@ pub(super) struct Partition {
     end: AtomicI64,
     /// Offsets before it have been compacted.
     pub(super) cleaned: AtomicI64,
+    /// Records that compaction has left of them; 0 before it has run.
+    pub(super) left: AtomicI64,
     /// The topic was deleted: nothing more can be written or read.
     deleted: AtomicBool,
     waiting: Mutex<Vec<Weak<Notify>>>,
@@ -205,6 +207,7 @@ impl Partition {
             start: AtomicI64::new(0),
             end: AtomicI64::new(0),
             cleaned: AtomicI64::new(0),
+            left: AtomicI64::new(0),
             deleted: AtomicBool::new(false),
             waiting: Mutex::default(),
         }

@@ -123,12 +123,12 @@ fn delete_ids(connection: &Connection, ids: &[i64]) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the last record of each key. Runs when at least half of what is kept was written since the last time
-/// (Kafka's `min.cleanable.dirty.ratio` of 0.5).
+/// Keeps the last record of each key. Runs when at least as much was written since the last time as was left then (Kafka's
+/// `min.cleanable.dirty.ratio` of 0.5), and once after the log was opened.
 async fn compact(log: &EmbeddedLog, partition: &Arc<Partition>) -> Result<()> {
     let (start, end) = (partition.start(), partition.end());
     let cleaned = partition.cleaned.load(Ordering::Acquire).max(start);
-    if (end - cleaned) * 2 < end - start || end == cleaned {
+    if end == cleaned || end - cleaned < partition.left.load(Ordering::Acquire) {
         return Ok(());
     }
     let mut newest: HashMap<Bytes, i64> = HashMap::new();
@@ -140,15 +140,17 @@ async fn compact(log: &EmbeddedLog, partition: &Arc<Partition>) -> Result<()> {
     }
     let noted = from;
     let tombstones_before_ms = now_ms() - TOMBSTONE_RETENTION.as_millis() as i64;
-    let mut from = start;
+    let (mut from, mut left) = (start, 0);
     while from < noted {
         let keys = read_keys(log, partition, from, noted).await?;
         from = keys.next;
+        left += keys.records.len();
         let old = keys.records.into_iter().filter(|record| {
             newest.get(&record.key).is_some_and(|newest| *newest > record.offset)
                 || record.is_tombstone && record.timestamp_ms < tombstones_before_ms
         });
         let ids: Vec<i64> = old.map(|record| row_id(partition.row, record.offset)).collect();
+        left -= ids.len();
         for step in ids.chunks(STEP_RECORDS as usize).map(<[i64]>::to_vec) {
             log.write(move |connection| delete_ids(connection, &step)).await?;
         }
@@ -160,6 +162,7 @@ async fn compact(log: &EmbeddedLog, partition: &Arc<Partition>) -> Result<()> {
     })
     .await?;
     partition.cleaned.store(noted, Ordering::Release);
+    partition.left.store(left as i64, Ordering::Release);
     Ok(())
 }
 
