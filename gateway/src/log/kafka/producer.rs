@@ -299,6 +299,10 @@ pub(super) fn delivery_error(
             size_bytes,
             max_bytes,
         },
+        RDKafkaErrorCode::InvalidRecord => Error::InvalidTopic {
+            topic: topic.to_owned(),
+            reason: "it does not take this record; a compacted topic takes none without a key".to_owned(),
+        },
         code => Attempt {
             operation: "append to",
             resource: Resource::Topic(topic),

@@ -344,7 +344,10 @@ impl TransactionThread {
                 failed.size_bytes,
                 self.log.0.settings.transaction_timeout,
             ) {
-                error @ (Error::UnknownTopic(_) | Error::RecordTooLarge { .. } | Error::Unauthorized(_)) => error,
+                error @ (Error::UnknownTopic(_)
+                | Error::InvalidTopic { .. }
+                | Error::RecordTooLarge { .. }
+                | Error::Unauthorized(_)) => error,
                 error => Error::Aborted(error.to_string()),
             },
         ))
