@@ -18,10 +18,16 @@ use barnabas::log::{
 };
 use rand::random;
 
-/// Runs every case against the log that an expression opens, each as a test of its own.
+/// Runs every case against the log that an expression opens, each as a test of its own. The second expression is an async
+/// function that has a topic of that log compacted soon.
 #[macro_export]
 macro_rules! conformance {
-    ($log:expr) => {
+    ($log:expr, $hurry:expr) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn a_compacted_partition_keeps_the_last_of_each_key() {
+            let log = $log.await;
+            $crate::conformance::position::a_compacted_partition_keeps_the_last_of_each_key(log, $hurry).await;
+        }
         $crate::conformance!($log;
             append: reads_back_what_was_appended,
             append: keeps_the_order_within_a_partition,
@@ -37,7 +43,7 @@ macro_rules! conformance {
             position: a_truncated_partition_starts_later,
             position: an_offset_that_is_not_kept_is_refused,
             position: a_partition_that_ends_in_transactions_is_caught_up,
-            position: a_compacted_partition_keeps_the_last_of_each_key,
+            position: a_compacted_topic_refuses_a_record_without_a_key,
             position: retention_moves_the_start,
             position: a_reassigned_partition_returns_nothing_of_before,
             group: members_share_the_partitions_as_they_come_and_go,

@@ -1,13 +1,17 @@
 //! Where reading starts, and how a reader knows that it has caught up.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use barnabas::log::{Error, Log, ProducerRecord, StartAt, TopicPartition, TopicSpec};
+use barnabas::log::{Error, Log, ProducerRecord, ProducerSettings, Record, StartAt, TopicPartition, TopicSpec};
 
 use super::{
     append_all, append_values, make_topic, new_compacted_topic, new_topic, next_records, read_partition, read_to_end,
     reader_at, texts, unique, within,
 };
+
+/// A Kafka that nobody has told otherwise looks for expired records every five minutes.
+const RETENTION_DEADLINE: Duration = Duration::from_secs(6 * 60);
 
 /// By offset, by time, from the start and from the end.
 pub async fn reads_from_an_offset_and_from_a_time(log: Log) {
@@ -149,43 +153,139 @@ pub async fn a_partition_that_ends_in_transactions_is_caught_up(log: Log) {
     assert_eq!(batch.next_offset.0, end);
 }
 
-/// Older records of a key go, the last of each key and all offsets stay.
-pub async fn a_compacted_partition_keeps_the_last_of_each_key(log: Log) {
+/// Older records of a key go, the last of each key and all offsets stay, and a reader in the middle misses none of those.
+/// `hurry` makes the engine compact a topic soon.
+pub async fn a_compacted_partition_keeps_the_last_of_each_key(log: Log, hurry: impl AsyncFn(&str)) {
+    const RECORDS: usize = 20_000;
+    const KEYS: usize = 10;
     let topic = new_compacted_topic(&log, 1).await;
-    let record = |i: usize| {
-        ProducerRecord::to(topic.clone())
-            .partition(0)
-            .key(format!("{}", i % 10))
-            .value(i.to_string())
+    let put = |key: String, value: Option<String>| {
+        let mut record = ProducerRecord::to(topic.clone()).partition(0).key(key);
+        record.value = value.map(Into::into);
+        record
     };
-    append_all(&log, (0..1000).map(record)).await;
-    // Whether the engine has cleaned by now is its own affair: the last of each key must be there, in order, and at the end.
-    let records = read_partition(&log, &topic, 0).await;
-    let last: Vec<String> = texts(&records).into_iter().rev().take(10).rev().collect();
-    assert_eq!(last, (990..1000).map(|i: i32| i.to_string()).collect::<Vec<_>>());
+    let last: HashMap<String, (i64, Option<String>)> = (RECORDS - KEYS..RECORDS)
+        .map(|i| ((i % KEYS).to_string(), (i as i64, Some(i.to_string()))))
+        .chain([("deleted".to_owned(), (RECORDS as i64 + 1, None))])
+        .collect();
+    append_all(
+        &log,
+        (0..RECORDS).map(|i| put((i % KEYS).to_string(), Some(i.to_string()))),
+    )
+    .await;
+    append_all(
+        &log,
+        [
+            put("deleted".to_owned(), Some("v".to_owned())),
+            put("deleted".to_owned(), None),
+        ],
+    )
+    .await;
+    let mut in_the_middle = reader_at(&log, &topic, 0, StartAt::Start).await;
+    let mut seen = latest(next_records(&mut in_the_middle).await.records);
+    hurry(&topic).await;
+    // Kafka leaves the newest segment alone: more records, by and by, let it at those before.
+    let mut ticks = 0;
+    let compacted = async {
+        loop {
+            append_all(&log, [put("tick".to_owned(), Some("t".to_owned()))]).await;
+            ticks += 1;
+            let mut records = read_partition(&log, &topic, 0).await;
+            records.retain(|record| record.key.as_deref() != Some(b"tick"));
+            if records.len() == last.len() {
+                break records;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let records = within("compaction", compacted).await;
     assert!(records.is_sorted_by_key(|record| record.offset));
-    let end = log
-        .offset(&TopicPartition::new(topic.clone(), 0), StartAt::End)
-        .await
-        .expect("end");
-    assert_eq!(end, 1000);
+    assert_eq!(latest(records), last);
+    // Neither the ends nor an offset move, and an offset that is gone leads to the next that is there.
+    let partition = TopicPartition::new(topic.clone(), 0);
+    let end = (RECORDS + 2 + ticks) as i64;
+    assert_eq!(log.offset(&partition, StartAt::Start).await.expect("start"), 0);
+    assert_eq!(log.offset(&partition, StartAt::End).await.expect("end"), end);
+    let mut gone = reader_at(&log, &topic, 0, StartAt::Offset(1)).await;
+    assert_eq!(next_records(&mut gone).await.records[0].offset, (RECORDS - KEYS) as i64);
+    seen.extend(latest(read_to_end(&mut in_the_middle).await));
+    seen.remove("tick");
+    assert_eq!(seen, last);
 }
 
-/// Records older than retention go, by and by, and the start moves on.
+/// The last offset and value of each key.
+fn latest(records: Vec<Record>) -> HashMap<String, (i64, Option<String>)> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let entry = |record: &Record| {
+        let key = text(record.key.as_deref().expect("a key"));
+        (key, (record.offset, record.value.as_deref().map(text)))
+    };
+    records.iter().map(entry).collect()
+}
+
+/// What has no key could never be replaced. The topic takes others afterwards.
+pub async fn a_compacted_topic_refuses_a_record_without_a_key(log: Log) {
+    let topic = new_compacted_topic(&log, 1).await;
+    let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+    let record = || ProducerRecord::to(topic.clone()).partition(0).value("v");
+    let refused = match producer.send(record()).await {
+        Ok(delivery) => within("a refusal", delivery).await,
+        Err(error) => Err(error),
+    };
+    let is_named = |refused: &Result<(), Error>| matches!(refused, Err(Error::InvalidTopic { topic: named, .. }) if *named == topic);
+    let refused = refused.map(|_| ());
+    assert!(is_named(&refused), "{refused:?}");
+    let mut transactional = log.transactional_producer(&unique("tx")).await.expect("a producer");
+    let mut transaction = transactional.begin();
+    transaction.send(record()).await.expect("sent");
+    let refused = within("a refusal", transaction.commit()).await;
+    assert!(is_named(&refused), "{refused:?}");
+    within("an append", producer.append(record().key("k")))
+        .await
+        .expect("appended");
+    assert_eq!(texts(&read_partition(&log, &topic, 0).await), ["v"]);
+}
+
+/// Records older than retention go by themselves, the start moves on, and whoever stands before it is told.
 pub async fn retention_moves_the_start(log: Log) {
+    const OLD: i64 = 5000;
     let spec = TopicSpec {
-        retention: Some(Duration::from_secs(24 * 60 * 60)),
+        retention: Some(Duration::from_secs(60 * 60)),
         ..TopicSpec::new(unique("short"), 1)
     };
     let topic = make_topic(&log, spec).await;
-    append_values(&log, &topic, ["kept"]).await;
-    // Young records are kept, whatever the engine cleans meanwhile.
-    assert_eq!(texts(&read_partition(&log, &topic, 0).await), ["kept"]);
+    let partition = TopicPartition::new(topic.clone(), 0);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("a clock")
+        .as_millis() as i64;
+    let record = |i: i64| ProducerRecord::to(topic.clone()).partition(0).value(i.to_string());
+    let old = |i: i64| record(i).timestamp_ms(now - 2 * 60 * 60 * 1000 + i);
+    append_all(&log, (0..OLD).map(old)).await;
+    let expired = async {
+        while log.offset(&partition, StartAt::Start).await.expect("start") < OLD {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(RETENTION_DEADLINE, expired)
+        .await
+        .expect("expired in time");
+    assert_eq!(log.offset(&partition, StartAt::End).await.expect("end"), OLD);
+    let mut reader = reader_at(&log, &topic, 0, StartAt::Start).await;
+    assert!(read_to_end(&mut reader).await.is_empty());
+    let refused = within("a refusal", reader.assign(0, StartAt::Offset(OLD - 1))).await;
+    assert!(
+        matches!(&refused, Err(Error::OffsetOutOfRange { start, end, .. }) if (*start, *end) == (OLD, OLD)),
+        "{refused:?}"
+    );
+    // Offsets go on, and what is young stays.
+    append_all(&log, [record(OLD), record(OLD + 1)]).await;
+    let kept = read_partition(&log, &topic, 0).await;
+    assert_eq!(texts(&kept), [OLD.to_string(), (OLD + 1).to_string()]);
+    assert_eq!(kept[0].offset, OLD);
     assert_eq!(
-        log.offset(&TopicPartition::new(topic, 0), StartAt::Start)
-            .await
-            .expect("start"),
-        0
+        log.offset(&partition, StartAt::TimeMs(now - 1)).await.expect("by time"),
+        OLD
     );
 }
 
