@@ -64,8 +64,8 @@ struct Shared {
     writer: Mutex<Option<JoinHandle<()>>>,
     memory: Arc<Semaphore>,
     stopping: CancellationToken,
-    /// Held for as long as the log is open: one process at a time.
-    _lock: File,
+    /// Held until the log is closed or its process ends: one process at a time.
+    lock: Mutex<Option<File>>,
 }
 
 /// A group member, as its offsets are committed in a transaction.
@@ -127,7 +127,7 @@ impl EmbeddedLog {
             writer: Mutex::new(Some(writer)),
             memory: Arc::new(Semaphore::new(WAITING_KIB as usize)),
             stopping: CancellationToken::new(),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         })))
     }
 
@@ -168,11 +168,12 @@ impl EmbeddedLog {
         // A writer that has ended already needs no telling.
         let _ = self.0.writes.send(Write::Close).await;
         let writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(writer) = writer
-            && let Ok(Err(_)) = tokio::task::spawn_blocking(|| writer.join()).await
-        {
+        let Some(writer) = writer else { return };
+        if let Ok(Err(_)) = tokio::task::spawn_blocking(|| writer.join()).await {
             tracing::error!("the embedded log's writer ended in a panic");
         }
+        // Nothing is written any more, whoever still has a handle: the next may open it.
+        *self.0.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn topic(&self, name: &str) -> Result<Arc<Topic>> {
