@@ -30,6 +30,9 @@ const CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
 /// only when nothing of the write-ahead log is left behind, so all of this is synced then: the more, the longer appends wait.
 const WAL_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
+/// What a [`Write::Run`] is taken to write: about as much as a step of the cleaner, which they mostly are.
+const RUN_BYTES: usize = 256 * 1024;
+
 /// What the writer can be asked to do.
 pub(super) enum Write {
     Append {
@@ -171,6 +174,7 @@ impl Writer {
                         self.finish(std::mem::take(&mut group));
                         // The asker may have gone; what it asked for is done all the same.
                         let _ = reply.send(self.in_transaction(|connection| run(connection)));
+                        self.after_writing(RUN_BYTES);
                     }
                     Write::Close => {
                         self.finish(group);
