@@ -463,6 +463,43 @@ async fn a_transaction_that_is_open_for_too_long_is_aborted_and_the_producer_goe
 }
 
 #[tokio::test]
+async fn a_producer_of_large_transactions_has_the_time_that_it_asks_for() {
+    let mut settings = KafkaSettings::new(kafka::brokers());
+    settings.transaction_timeout = Duration::from_secs(1);
+    let log = Log::connect_kafka(settings).await.expect("a connection");
+    let topic = make_topic(&log, 2).await;
+    let record = |value: &'static str, partition| {
+        let record = ProducerRecord::to(topic.as_str());
+        record.partition(partition).value(value)
+    };
+    let mut usual = log.transactional_producer(&unique("id")).await.expect("a producer");
+    let mut patient = log
+        .transactional_producer_within(&unique("id"), Duration::from_secs(60))
+        .await
+        .expect("a producer");
+    let (mut dropped, mut kept) = (usual.begin(), patient.begin());
+    for _ in 0..1001 {
+        kept.send(record("kept", 0)).await.expect("sent");
+        dropped.send(record("dropped", 1)).await.expect("sent");
+    }
+    // Both are open since the same moment; the reader comes to the end of the second partition when the usual one is aborted.
+    let mut reader = log.reader(&topic).await.expect("a reader");
+    reader.assign(1, StartAt::Start).await.expect("assigned");
+    while timeout(DEADLINE, reader.next())
+        .await
+        .expect("in time")
+        .expect("a batch")
+        .next_offset
+        < NextOffset(1000)
+    {}
+    assert!(matches!(dropped.commit().await, Err(Error::Aborted(_))));
+    kept.commit().await.expect("committed");
+    let mut reader = log.reader(&topic).await.expect("a reader");
+    reader.assign(0, StartAt::Start).await.expect("assigned");
+    assert_eq!(read_values(&mut reader, 1001).await, ["kept"; 1001]);
+}
+
+#[tokio::test]
 async fn partitions_move_when_they_are_released_and_go_on_where_they_were_committed() {
     let log = connect(&kafka::brokers()).await;
     let topic = make_topic(&log, 2).await;

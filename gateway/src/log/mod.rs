@@ -19,6 +19,8 @@ mod record;
 mod topic;
 mod transaction;
 
+use std::time::Duration;
+
 pub use error::Error;
 pub use group::{
     CommittedOffset, GroupDescription, GroupEvent, GroupMember, GroupMetadata, GroupSettings, PartitionLag,
@@ -144,7 +146,21 @@ impl Log {
     pub async fn transactional_producer(&self, transactional_id: &str) -> Result<TransactionalProducer> {
         match &self.engine {
             Engine::Embedded(log) => log.transactional_producer(transactional_id).await,
-            Engine::Kafka(log) => log.transactional_producer(transactional_id).await,
+            Engine::Kafka(log) => log.transactional_producer(transactional_id, None).await,
+        }
+    }
+
+    /// Like [`Log::transactional_producer`], for transactions that are large: each may be open for `timeout`. When this process
+    /// dies, one that is open holds back the readers of its partitions for as long, or until its id is used again. The embedded
+    /// engine has no such limit, and holds nobody back.
+    pub async fn transactional_producer_within(
+        &self,
+        transactional_id: &str,
+        timeout: Duration,
+    ) -> Result<TransactionalProducer> {
+        match &self.engine {
+            Engine::Embedded(log) => log.transactional_producer(transactional_id).await,
+            Engine::Kafka(log) => log.transactional_producer(transactional_id, Some(timeout)).await,
         }
     }
 

@@ -22,6 +22,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread;
+use std::time::Duration;
 
 use rdkafka::admin::AdminClient;
 use rdkafka::config::FromClientConfigAndContext;
@@ -110,11 +111,17 @@ impl KafkaLog {
         producer::start(self, settings).await
     }
 
-    pub(super) async fn transactional_producer(&self, transactional_id: &str) -> Result<TransactionalProducer> {
+    /// Transactions may be open for the settings' time if it is not said for how long.
+    pub(super) async fn transactional_producer(
+        &self,
+        transactional_id: &str,
+        timeout: Option<Duration>,
+    ) -> Result<TransactionalProducer> {
+        let timeout = timeout.unwrap_or(self.0.settings.transaction_timeout);
         let (commands, receiver) = mpsc::channel(WAITING_SLICES);
         let (log, id) = (self.clone(), transactional_id.to_owned());
         self.start_thread("kafka-transact", move |started| {
-            transaction::run(log, id, receiver, started)
+            transaction::run(log, id, timeout, receiver, started)
         })
         .await?;
         Ok(TransactionalProducer::new(transactional_id, commands))

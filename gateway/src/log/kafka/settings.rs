@@ -22,7 +22,7 @@ pub struct KafkaSettings {
     /// Within it a request is answered or fails with [`Error::Timeout`] or [`Error::Unavailable`]. Default 10 s.
     pub request_timeout: Duration,
     /// After it the broker aborts a transaction whose producer has gone (`transaction.timeout.ms`); until then readers of its
-    /// partitions are held back. A transaction that takes longer is aborted. Default 10 s.
+    /// partitions are held back. A transaction that takes longer is aborted. A producer can ask for another. Default 10 s.
     pub transaction_timeout: Duration,
 }
 
@@ -126,12 +126,12 @@ impl KafkaSettings {
         config
     }
 
-    pub(super) fn transactional_producer(&self, transactional_id: &str) -> ClientConfig {
+    pub(super) fn transactional_producer(&self, transactional_id: &str, transaction_timeout: Duration) -> ClientConfig {
         let mut config = self.any_producer(TRANSACTION_QUEUE_KIB);
         config
             .set("transactional.id", transactional_id)
-            .set("transaction.timeout.ms", millis(self.transaction_timeout))
-            .set("message.timeout.ms", millis(self.transaction_timeout))
+            .set("transaction.timeout.ms", millis(transaction_timeout))
+            .set("message.timeout.ms", millis(transaction_timeout))
             .set("socket.timeout.ms", millis(self.transaction_timeout / 2))
             .set("linger.ms", "0")
             .set("acks", "all")

@@ -39,6 +39,7 @@ const RETRY_STEP: Duration = Duration::from_millis(20);
 pub(super) async fn run(
     log: KafkaLog,
     transactional_id: String,
+    transaction_timeout: Duration,
     mut commands: mpsc::Receiver<TransactionCommand>,
     started: Started,
 ) {
@@ -46,6 +47,7 @@ pub(super) async fn run(
     let mut thread = TransactionThread {
         log,
         transactional_id,
+        transaction_timeout,
         producer: None,
         transaction: State::None,
         left: Left::Nothing,
@@ -97,6 +99,8 @@ pub(super) async fn run(
 struct TransactionThread {
     log: KafkaLog,
     transactional_id: String,
+    /// A transaction that is open for longer is aborted.
+    transaction_timeout: Duration,
     /// `None` while it could not be made anew.
     producer: Option<Client>,
     transaction: State,
@@ -256,7 +260,7 @@ impl TransactionThread {
     }
 
     fn check_age(&self) -> std::result::Result<(), Failure> {
-        let allowed = self.log.0.settings.transaction_timeout * 9 / 10;
+        let allowed = self.transaction_timeout * 9 / 10;
         match self.transaction {
             // Either the brokers do not answer, or they answer a new producer at once.
             State::Open(since) if since.elapsed() > allowed => Err(Failure::Broken(Error::Aborted(format!(
@@ -342,7 +346,7 @@ impl TransactionThread {
                 &failed.topic,
                 failed.size_bytes,
                 failed.size_bytes,
-                self.log.0.settings.transaction_timeout,
+                self.transaction_timeout,
             ) {
                 error @ (Error::UnknownTopic(_)
                 | Error::InvalidTopic { .. }
@@ -487,7 +491,11 @@ impl TransactionThread {
             failed: Mutex::default(),
             purged: AtomicBool::new(false),
         };
-        let config = self.log.0.settings.transactional_producer(&self.transactional_id);
+        let config = self
+            .log
+            .0
+            .settings
+            .transactional_producer(&self.transactional_id, self.transaction_timeout);
         let client = BaseProducer::from_config_and_context(&config, context)
             .and_then(|producer| {
                 let queue = ProducerQueue::new(&producer)?;

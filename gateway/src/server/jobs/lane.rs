@@ -28,10 +28,14 @@ use crate::server::config::{BodyFormat, TopicsConfig};
 use crate::server::job_store::{JobCommand, command_record};
 use crate::server::token::Token;
 
-/// Jobs of one transaction at most.
+/// Small jobs of one transaction at most.
 const TRANSACTION_JOBS: usize = 256;
 /// A transaction takes no further job when it has this many bytes.
 const TRANSACTION_BYTES: u64 = 4 * 1024 * 1024;
+/// How long the transaction of a large job may be open on Kafka. It is given up after nine tenths and answered 503: 1 GiB takes a
+/// broker beside this process 5 s, and one that is far away may take it at 19 MiB/s. If this process dies within it and does not
+/// come back, readers of the job's topic are held back as long.
+const LARGE_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a lane waits before it tries again to make its producer.
 const PRODUCER_PAUSE: Duration = Duration::from_secs(1);
 
@@ -97,29 +101,37 @@ pub(super) struct Lane {
     queue: Queue,
     transactional_id: String,
     producer: TransactionalProducer,
-    /// Jobs of one transaction.
-    jobs: usize,
+    kind: Kind,
+}
+
+/// Which jobs a lane takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Small ones, as many as wait.
+    Shared,
+    /// One large job at a time.
+    Single,
 }
 
 impl Lane {
-    /// A lane with its producer ready, for at most `jobs` in a transaction.
+    /// A lane for small jobs, with its producer ready.
     pub(super) async fn shared(context: LaneContext, queue: Queue, transactional_id: String) -> log::Result<Self> {
-        Self::new(context, queue, transactional_id, TRANSACTION_JOBS).await
+        Self::new(context, queue, transactional_id, Kind::Shared).await
     }
 
-    /// A lane for one large job at a time.
+    /// A lane for one large job at a time, with its producer ready.
     pub(super) async fn single(context: LaneContext, queue: Queue, transactional_id: String) -> log::Result<Self> {
-        Self::new(context, queue, transactional_id, 1).await
+        Self::new(context, queue, transactional_id, Kind::Single).await
     }
 
-    async fn new(context: LaneContext, queue: Queue, transactional_id: String, jobs: usize) -> log::Result<Self> {
-        let producer = context.log.transactional_producer(&transactional_id).await?;
+    async fn new(context: LaneContext, queue: Queue, transactional_id: String, kind: Kind) -> log::Result<Self> {
+        let producer = kind.producer(&context.log, &transactional_id).await?;
         Ok(Self {
             context,
             queue,
             transactional_id,
             producer,
-            jobs,
+            kind,
         })
     }
 
@@ -143,7 +155,7 @@ impl Lane {
         };
         let mut size_bytes = first.job.body.size_bytes;
         let mut batch = vec![first];
-        while batch.len() < self.jobs
+        while batch.len() < self.kind.jobs()
             && size_bytes < TRANSACTION_BYTES
             && let Ok(next) = queue.try_recv()
         {
@@ -213,7 +225,7 @@ impl Lane {
     /// Makes the producer anew; false when no more jobs come.
     async fn replace_producer(&mut self) -> bool {
         loop {
-            match self.context.log.transactional_producer(&self.transactional_id).await {
+            match self.kind.producer(&self.context.log, &self.transactional_id).await {
                 Ok(producer) => {
                     self.producer = producer;
                     return true;
@@ -223,6 +235,26 @@ impl Lane {
             tokio::select! {
                 () = self.context.drained.cancelled() => return false,
                 () = tokio::time::sleep(PRODUCER_PAUSE) => {}
+            }
+        }
+    }
+}
+
+impl Kind {
+    /// Jobs of one transaction at most.
+    fn jobs(self) -> usize {
+        match self {
+            Self::Shared => TRANSACTION_JOBS,
+            Self::Single => 1,
+        }
+    }
+
+    async fn producer(self, log: &Log, transactional_id: &str) -> log::Result<TransactionalProducer> {
+        match self {
+            Self::Shared => log.transactional_producer(transactional_id).await,
+            Self::Single => {
+                let timeout = LARGE_TRANSACTION_TIMEOUT;
+                log.transactional_producer_within(transactional_id, timeout).await
             }
         }
     }
