@@ -72,8 +72,8 @@ pub struct Derived {
 pub struct AtomicStoreSettings {
     /// The store's name: its state topic, the consumer group of its owners, and the stem of their transactional ids.
     pub store: String,
-    /// Most commands applied in one transaction. What has come is applied at once, nothing waits for a window to fill.
-    /// Default 500.
+    /// Most commands applied in one transaction. Nothing waits for a window to fill; between two that are not full there is a
+    /// pause as long as the first took, and of 20 ms at most. Default 500.
     pub window_commands: usize,
     /// How long an ended key stays in memory after its last change, so that a command submitted twice finds it. Default 10 min.
     pub keep_ended: Duration,
