@@ -1,10 +1,13 @@
 //! Posting jobs.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
-use barnabas::log::{NextOffset, Record, partition_for_key};
+use barnabas::log::{NextOffset, ProducerSettings, Record, partition_for_key};
+use barnabas::server::Config;
 use barnabas::server::config::{BodyFormat, JobTypeConfig};
+use barnabas::server::job_store::{JobCommand, command_record};
 use barnabas::server::token::Token;
 use futures_util::future::join_all;
 use serde_json::json;
@@ -167,13 +170,13 @@ async fn a_header_alone_is_a_job_without_chunks() {
 
 #[tokio::test]
 async fn another_job_type_is_a_matter_of_settings() {
-    let gateway = Gateway::start_with(|config| {
-        let mut job_type = JobTypeConfig::new("import-events", BodyFormat::Ndjson);
-        job_type.topic = "events-in".to_owned();
-        job_type.chunk_rows = 2;
-        config.jobs.types.insert("import-events".to_owned(), job_type);
-    })
-    .await;
+    let settings = tempfile::NamedTempFile::new().expect("a file");
+    let job_type = "[job_types.import-events]\nformat = \"ndjson\"\ntopic = \"events-in\"\nchunk_rows = 2\n";
+    std::fs::write(settings.path(), job_type).expect("the settings are written");
+    let arguments = ["--config".into(), settings.path().into()];
+    let loaded = Config::from_sources(arguments, []).expect("good settings");
+    let gateway = Gateway::start_with(|config| config.jobs.types = loaded.jobs.types).await;
+    assert!(gateway.job_topic("import-events").ends_with(".events-in"));
     let body = "{\"n\":1}\n\n{\"n\":2}\n{\"n\":3}";
     let headers = [("content-type", "application/x-ndjson")];
     let answer = gateway.post("/v1/jobs/import-events?channel=c", &headers, body).await;
@@ -185,6 +188,35 @@ async fn another_job_type_is_a_matter_of_settings() {
         .collect();
     assert_eq!(values, [("{\"n\":1}\n\n{\"n\":2}\n", "1"), ("{\"n\":3}", "4")]);
     assert_eq!(header(&chunks[0], "content-type"), "application/x-ndjson");
+
+    // A worker answers as for any other type, and the job's state is told as of any other.
+    let producer = gateway
+        .log
+        .producer(ProducerSettings::default())
+        .await
+        .expect("a producer");
+    for chunk in &chunks {
+        let done = JobCommand::Done {
+            chunk: header(chunk, "bn-chunk").parse().expect("an index"),
+            ok: header(chunk, "bn-rows").parse().expect("a number"),
+            rejected: 0,
+            rejects: Vec::new(),
+        };
+        let job = header(chunk, "bn-job");
+        let record = command_record(&gateway.config.topics, job, &done).expect("a command");
+        producer.send(record).await.expect("taken").await.expect("appended");
+    }
+    let path = answer.header("location").expect("a place");
+    let state = gateway.get(path, &[("prefer", "wait=15")]).await.json();
+    assert_eq!(
+        (&state["state"], &state["job_type"], &state["rows"]),
+        (
+            &json!("completed"),
+            &json!("import-events"),
+            &json!({"ok": 3, "rejected": 0, "total": 3})
+        ),
+        "{state}"
+    );
     gateway.stop().await;
 }
 
@@ -349,6 +381,42 @@ async fn an_upload_that_stalls_or_breaks_off_leaves_nothing() {
     let spool = gateway.folder.path().join("spool");
     assert_eq!(std::fs::read_dir(spool).expect("the spool").count(), 0);
     gateway.stop().await;
+}
+
+#[tokio::test]
+async fn the_file_of_an_upload_that_breaks_off_goes_with_it() {
+    let gateway = Gateway::start().await;
+    let spool = gateway.folder.path().join("spool");
+    let mut broken_off = gateway.connect().await;
+    let head = "POST /v1/jobs/import-contacts?channel=c HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\n";
+    // More than what stays in memory.
+    let request = format!("{head}Content-Length: 1000000\r\n\r\n{}", contacts(15_000));
+    broken_off.write_all(request.as_bytes()).await.expect("a connection");
+    wait_until("the file is open", || is_open_below(&spool)).await;
+    drop(broken_off);
+    wait_until("the file is closed", || !is_open_below(&spool)).await;
+    assert_eq!(std::fs::read_dir(&spool).expect("the spool").count(), 0);
+    assert!(registrations(&gateway, 0).await.is_empty());
+    gateway.stop().await;
+}
+
+async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+/// Whether this process has a file open that is or was in a folder. Such a file has no name: only the list of open files tells.
+fn is_open_below(folder: &Path) -> bool {
+    let files = std::fs::read_dir("/proc/self/fd").expect("the open files");
+    // One that is closed while they are listed has no link any more.
+    let mut open = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    open.any(|file| file.starts_with(folder))
 }
 
 #[tokio::test]
