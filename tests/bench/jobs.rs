@@ -1,8 +1,9 @@
-//! Measures how a gateway takes in jobs and events: `cargo run --release -p barnabas-tests --bin bench-jobs [-- --kafka HOST:PORT]`.
+//! Measures how a gateway takes in jobs and events: `cargo run --release -p barnabas-tests --bin bench-jobs [-- [--kafka HOST:PORT] [--only CASE]]`.
 //!
 //! The gateway is the release binary in a process of its own (`cargo build --release -p barnabas` first), on the embedded log in a
-//! temporary folder or on the brokers given; client and gateway share the machine. Three cases: many small jobs; small jobs and
-//! events while one large file is taken in; the memory that a 1 GiB file costs.
+//! temporary folder or on the brokers given; client and gateway share the machine. Three cases, each with a gateway of its own:
+//! `small`, many small jobs; `beside`, small jobs and events while one large file is taken in, three times; `memory`, what a 1 GiB
+//! file costs.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ const SMALL_JOB_CLIENTS: usize = 200;
 const SMALL_JOB_ROWS: usize = 20;
 const SMALL_JOB_TIME: Duration = Duration::from_secs(10);
 const LARGE_BYTES: u64 = 256 * 1024 * 1024;
+const LARGE_UPLOADS: u64 = 3;
 const HUGE_BYTES: u64 = 1024 * 1024 * 1024;
 /// How often each client beside the large upload posts.
 const BESIDE_EVERY: Duration = Duration::from_millis(20);
@@ -30,21 +32,29 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    let (mut brokers, mut only) = (None, None);
     let mut arguments = std::env::args().skip(1);
-    let brokers = match (arguments.next().as_deref(), arguments.next()) {
-        (None, _) => None,
-        (Some("--kafka"), Some(brokers)) => Some(brokers),
-        _ => return Err("usage: bench-jobs [--kafka HOST:PORT]".into()),
-    };
-    let gateway = Gateway::start(brokers.as_deref()).await?;
-    println!(
-        "engine: {}",
-        brokers.map_or("embedded".to_owned(), |brokers| format!("Kafka at {brokers}"))
-    );
-    small_jobs(&gateway).await?;
-    beside_a_large_upload(&gateway).await?;
-    memory(&gateway).await?;
-    gateway.stop().await
+    while let Some(name) = arguments.next() {
+        match (name.as_str(), arguments.next()) {
+            ("--kafka", Some(value)) => brokers = Some(value),
+            ("--only", Some(value)) => only = Some(value),
+            _ => return Err("usage: bench-jobs [--kafka HOST:PORT] [--only small|beside|memory]".into()),
+        }
+    }
+    println!("log: {}", if brokers.is_some() { "Kafka" } else { "embedded" });
+    for case in ["small", "beside", "memory"] {
+        if only.as_ref().is_some_and(|only| only != case) {
+            continue;
+        }
+        let gateway = Gateway::start(brokers.as_deref()).await?;
+        match case {
+            "small" => small_jobs(&gateway).await?,
+            "beside" => beside_a_large_upload(&gateway).await?,
+            _ => memory(&gateway).await?,
+        }
+        gateway.stop().await?;
+    }
+    Ok(())
 }
 
 /// 200 clients post jobs of 20 rows as fast as they are answered.
@@ -81,12 +91,14 @@ async fn beside_a_large_upload(gateway: &Gateway) -> Result<()> {
     println!("alone: small jobs {}; events {}", alone.0, alone.1);
     let begin = Instant::now();
     let (jobs, events) = beside(gateway, async {
-        if let Err(error) = upload(gateway.address, LARGE_BYTES).await {
-            println!("the large upload failed: {error}");
+        for _ in 0..LARGE_UPLOADS {
+            if let Err(error) = upload(gateway.address, LARGE_BYTES).await {
+                println!("the large upload failed: {error}");
+            }
         }
     })
     .await?;
-    let mib_per_second = (LARGE_BYTES >> 20) as f64 / begin.elapsed().as_secs_f64();
+    let mib_per_second = (LARGE_UPLOADS * LARGE_BYTES >> 20) as f64 / begin.elapsed().as_secs_f64();
     println!("beside 256 MiB ({mib_per_second:.0} MiB/s): small jobs {jobs}; events {events}");
     Ok(())
 }
@@ -263,9 +275,15 @@ impl Gateway {
     async fn start(brokers: Option<&str>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let config = folder.path().join("barnabas.toml");
+        // Other gateways have used the brokers before.
+        let prefix = format!("bench{:016x}", rand::random::<u64>());
         std::fs::write(
             &config,
-            format!("[job_types.import-contacts]\nmax_body_bytes = {}\n", 2 * HUGE_BYTES),
+            format!(
+                "[topics]\nprefix = \"{prefix}\"\n\n[job_types.import-contacts]\nformat = \"csv\"\n\
+                 topic = \"{prefix}.import-contacts\"\nmax_body_bytes = {}\n",
+                2 * HUGE_BYTES
+            ),
         )?;
         let mut command = Command::new(binary()?);
         command
@@ -316,6 +334,7 @@ impl Gateway {
     }
 
     async fn stop(mut self) -> Result<()> {
+        // Its data is thrown away, and its last words are about connections.
         self.process.kill().await?;
         Ok(())
     }
