@@ -209,7 +209,7 @@ async fn another_job_type_is_a_matter_of_settings() {
     let path = answer.header("location").expect("a place");
     let state = gateway.get(path, &[("prefer", "wait=15")]).await.json();
     assert_eq!(
-        (&state["state"], &state["job_type"], &state["rows"]),
+        (&state["state"], &state["type"], &state["rows"]),
         (
             &json!("completed"),
             &json!("import-events"),
