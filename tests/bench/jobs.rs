@@ -98,7 +98,7 @@ async fn beside_a_large_upload(gateway: &Gateway) -> Result<()> {
         }
     })
     .await?;
-    let mib_per_second = (LARGE_UPLOADS * LARGE_BYTES >> 20) as f64 / begin.elapsed().as_secs_f64();
+    let mib_per_second = ((LARGE_UPLOADS * LARGE_BYTES) >> 20) as f64 / begin.elapsed().as_secs_f64();
     println!("beside 256 MiB ({mib_per_second:.0} MiB/s): small jobs {jobs}; events {events}");
     Ok(())
 }
