@@ -188,6 +188,8 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 async fn a_job_can_be_looked_up_from_the_202_to_its_end(engine: Engine) {
     let place = Place::new(engine);
     let gateway = place.gateway().await;
+    let first = gateway.submit(3).await;
+    assert_eq!(gateway.get_caught_up(&first).await, 200);
     for _ in 0..20 {
         let path = gateway.submit(3).await;
         let (status, body) = gateway.get(&path).await;
