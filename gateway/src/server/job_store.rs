@@ -25,7 +25,7 @@ use crate::patterns::Error;
 use crate::patterns::atomic_store::{self, Aggregate, AtomicStore, AtomicStoreSettings, Derived};
 
 /// While a job moves, its channel hears of it this often. The promise is every 250 ms; the rest is for the way there.
-const PROGRESS_EVERY_MS: i64 = 200;
+const PROGRESS_EVERY_MS: i64 = 150;
 
 /// How long the store rests when the log cannot be reached.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -385,11 +385,14 @@ mod tests {
             ["job.accepted", "job.consumed"]
         );
         assert!(job.types(1010, [done(1)]).is_empty());
-        assert_eq!(job.again_at_ms, Some(1200));
-        assert!(job.types(1199, [done(2)]).is_empty());
-        assert_eq!(job.types(1200, []), ["job.progress"]);
+        assert_eq!(job.again_at_ms, Some(1000 + PROGRESS_EVERY_MS));
+        assert!(job.types(999 + PROGRESS_EVERY_MS, [done(2)]).is_empty());
+        assert_eq!(job.types(1000 + PROGRESS_EVERY_MS, []), ["job.progress"]);
         assert_eq!(job.again_at_ms, None, "nothing moves, nothing is due");
-        assert!(job.types(1201, [done(2)]).is_empty(), "a repeated chunk is no progress");
+        assert!(
+            job.types(1001 + PROGRESS_EVERY_MS, [done(2)]).is_empty(),
+            "a repeated chunk is no progress"
+        );
         assert_eq!(job.again_at_ms, None);
         assert_eq!(job.types(5000, [done(3)]), ["job.progress"]);
         assert_eq!(
@@ -434,8 +437,8 @@ mod tests {
         assert_eq!(types.last().map(String::as_str), Some("job.completed"));
         assert_eq!(
             types.len(),
-            2 + 9_999 / 200 + 1,
-            "accepted, consumed, one each 200 ms, completed"
+            2 + 9_999 / PROGRESS_EVERY_MS as usize + 1,
+            "accepted, consumed, progress as often as it may be told, completed"
         );
     }
 
