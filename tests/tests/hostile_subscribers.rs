@@ -1,6 +1,7 @@
 //! Subscribers that mean no good, or have bugs: they are told, closed or borne, and nobody else notices.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use barnabas_tests::http;
 use barnabas_tests::on_both_logs;
@@ -11,6 +12,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::StatusCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
@@ -18,13 +20,28 @@ on_both_logs!(sockets_that_do_not_read_cost_little_and_hold_nobody_up);
 
 const MIB: u64 = 1024 * 1024;
 
-/// A subscriber whose socket takes almost nothing, and never reads.
-async fn deaf_subscriber(to: SocketAddr, request: &str) -> TcpStream {
+/// A connection whose socket takes almost nothing.
+async fn narrow_connection(to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(4096).expect("an option every socket has");
-    let mut stream = socket.connect(to).await.expect("a connection");
+    socket.connect(to).await.expect("a connection")
+}
+
+/// A subscriber that never reads.
+async fn deaf_subscriber(to: SocketAddr, request: &str) -> TcpStream {
+    let mut stream = narrow_connection(to).await;
     stream.write_all(request.as_bytes()).await.expect("it is sent");
     stream
+}
+
+async fn web_socket(to: SocketAddr, stream: TcpStream) -> WebSocketStream<TcpStream> {
+    let mut request = format!("ws://{to}/v1/ws").into_client_request().expect("a request");
+    let protocol = "barnabas.v1.json".parse().expect("a value");
+    request.headers_mut().insert("sec-websocket-protocol", protocol);
+    let (socket, _) = tokio_tungstenite::client_async(request, stream)
+        .await
+        .expect("an upgrade");
+    socket
 }
 
 async fn sockets_that_do_not_read_cost_little_and_hold_nobody_up(engine: Engine) {
@@ -124,13 +141,7 @@ async fn commands_that_make_no_sense_are_answered_and_never_crash() {
         "{{{{",
         "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
     ] {
-        let mut request = format!("ws://{to}/v1/ws").into_client_request().expect("a request");
-        let protocol = "barnabas.v1.json".parse().expect("a value");
-        request.headers_mut().insert("sec-websocket-protocol", protocol);
-        let stream = TcpStream::connect(to).await.expect("a connection");
-        let (mut socket, _) = tokio_tungstenite::client_async(request, stream)
-            .await
-            .expect("an upgrade");
+        let mut socket = web_socket(to, TcpStream::connect(to).await.expect("a connection")).await;
         socket.send(Message::text(command)).await.expect("it is sent");
         // Something is said: an error, an answer, or a close with a reason.
         let said = tokio::time::timeout(SOON, socket.next()).await;
@@ -150,5 +161,39 @@ async fn commands_that_make_no_sense_are_answered_and_never_crash() {
             "{transport:?}: {subscriber:?}"
         );
     }
+    assert!(is_ready(to));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_and_never_reads_is_closed() {
+    const BACKLOG: usize = 16 * 1024;
+    let mut site = Site::new(Engine::Embedded);
+    site.set("BARNABAS_PUSH_BACKLOG_BYTES", BACKLOG);
+    let gateway = site.gateway("gateway");
+    let to = gateway.address();
+    let mut socket = web_socket(to, narrow_connection(to).await).await;
+    let connect = Message::text("{\"id\":1,\"connect\":{}}");
+    socket.send(connect).await.expect("it is sent");
+    // 39 messages at once are allowed. Each is answered with 100 KiB, and that is more than may wait.
+    let thousand = vec![r#"{"id":1,"unsubscribe":{"channel":"c"}}"#; 1000].join("\n");
+    for _ in 0..39 {
+        if socket.send(Message::text(thousand.as_str())).await.is_err() {
+            break;
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut answers = 0;
+    let close = loop {
+        let said = tokio::time::timeout(SOON, socket.next()).await.expect("a frame");
+        match said.expect("something before the end").expect("a frame") {
+            Message::Text(text) => answers += text.len(),
+            Message::Close(close) => break close.expect("a code and a reason"),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(u16::from(close.code), 4002, "{}", close.reason);
+    assert!(close.reason.contains("retry_ms"), "{}", close.reason);
+    // Besides, the kernel holds some, and the answers to the last message are all there.
+    assert!(answers < MIB as usize, "{answers} bytes had waited");
     assert!(is_ready(to));
 }

@@ -89,7 +89,8 @@ impl Outbox {
         self.write_or_queue(queue, bytes)
     }
 
-    /// Hands over what the transport itself has to say, limits or not: answers, heartbeats, farewells.
+    /// Hands over what the transport itself has to say, limits or not: answers, heartbeats, farewells. A transport whose client
+    /// can ask for ever more answers ends it when [`Outbox::is_flooded`].
     pub(crate) fn push_control(&self, bytes: Bytes) -> Pushed {
         let queue = self.queue();
         if queue.closed {
@@ -205,6 +206,11 @@ impl Outbox {
     /// Whether a full queue has become half empty, so that it is worth feeding.
     pub(crate) fn has_room(&self) -> bool {
         self.is_half_empty(&self.queue())
+    }
+
+    /// Whether twice as much waits as may be pushed: what the transport had to say itself is as much as all the events.
+    pub(crate) fn is_flooded(&self) -> bool {
+        self.queue().bytes > 2 * self.limits.bytes
     }
 
     fn is_half_empty(&self, queue: &Queue) -> bool {

@@ -29,6 +29,8 @@ impl Close {
     pub(super) const SHUTDOWN: Self = Self::new(1012, "shutdown", true);
     /// No answer to a ping.
     pub(super) const NO_PONG: Self = Self::new(4001, "no-pong", true);
+    /// It asks, and does not read the answers.
+    pub(super) const NOT_READING: Self = Self::new(4002, "not-reading", true);
     /// More messages than are allowed.
     pub(super) const TOO_MANY_MESSAGES: Self = Self::new(4003, "too-many-messages", true);
     /// What it has missed must be said to it anew.

@@ -2,7 +2,8 @@
 //!
 //! The socket is taken over from hyper after the upgrade. The feed writes to it directly, through the connection's outbox; the
 //! task here reads what the client says, writes what a full socket left over, and pings. A client that reads nothing answers
-//! no ping and is closed by that; until then it costs no more than its outbox.
+//! no ping and is closed by that, one that goes on asking all the same by what it leaves unread; until then it costs no more than
+//! its outbox.
 
 mod commands;
 #[cfg(feature = "conformance")]
@@ -247,7 +248,12 @@ impl Connection {
                 outbox: &self.outbox,
             };
             match self.protocol.read(&mut wire) {
-                Ok(message) => self.obey(message).await?,
+                Ok(message) => {
+                    self.obey(message).await?;
+                    if self.outbox.is_flooded() {
+                        return Err(Some(Close::NOT_READING));
+                    }
+                }
                 Err(WebSocketError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(Close::of(&error)),
             }
