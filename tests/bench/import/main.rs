@@ -113,15 +113,14 @@ async fn import(arguments: &Arguments, folder: &Path, csv: &Path, rejected: u64)
         cpu.as_secs_f64(),
     );
     let progress = events.iter().filter(|event| event.event_type == "job.progress").count();
-    let pauses = told.windows(2).map(|two| two[1].1 - two[0].1);
-    let from_consumed = pauses.skip_while({
-        let mut events = events.iter();
-        move |_| events.next().is_some_and(|event| event.event_type != "job.consumed")
-    });
-    let longest = from_consumed.max().unwrap_or_default();
+    let consumed = events.iter().position(|event| event.event_type == "job.consumed");
+    let told = &told[consumed.ok_or("no job.consumed")?..];
+    let longest = told.windows(2).max_by_key(|two| two[1].1 - two[0].1).ok_or("no end")?;
     println!(
-        "events: {progress} of progress, longest pause {} ms from job.consumed to job.completed",
-        longest.as_millis()
+        "events: {progress} of progress, longest pause from job.consumed to job.completed {} ms, after {} of {} chunks",
+        (longest[1].1 - longest[0].1).as_millis(),
+        longest[0].0.data["chunks"]["done"],
+        longest[0].0.data["chunks"]["total"],
     );
     drop((sse, web_socket));
     process.stop();

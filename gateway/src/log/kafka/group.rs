@@ -432,6 +432,31 @@ impl MemberThread {
         if let Err(error) = done {
             tracing::debug!(group = %self.settings.group, "pause or resume: {error}");
         }
+        if fetching {
+            self.fetch_now(partitions);
+        }
+    }
+
+    /// Lets librdkafka fetch resumed partitions at once. A resume alone does not wake its thread, which may sleep for another
+    /// second; a seek does, and to where reading stands it changes nothing. It is not waited for: without it only time is lost.
+    fn fetch_now(&self, partitions: &[TopicPartition]) {
+        let mut list = TopicPartitionList::new();
+        for owned in self
+            .owned
+            .iter()
+            .filter(|owned| partitions.contains(&owned.buffer.partition))
+        {
+            let TopicPartition { topic, partition } = &owned.buffer.partition;
+            let next = Offset::Offset(owned.buffer.next_offset);
+            if let Err(error) = list.add_partition_offset(topic, *partition, next) {
+                tracing::debug!(group = %self.settings.group, "resume at {next:?}: {error}");
+            }
+        }
+        if list.count() > 0
+            && let Err(error) = self.consumer.client().seek_partitions(list, Duration::ZERO)
+        {
+            tracing::debug!(group = %self.settings.group, "resume: {error}");
+        }
     }
 
     fn wake_at(&self) -> Instant {

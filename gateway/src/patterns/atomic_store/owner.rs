@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -18,8 +19,12 @@ use crate::log::{
     self, Batch, CommittedOffset, GroupEvent, GroupMember, GroupMetadata, GroupSettings, NextOffset, TopicPartition,
 };
 
-/// A partition with this many batches waiting is paused; what the engine had read ahead by then still comes in.
-const INBOX_BATCHES: usize = 4;
+/// A partition for which so much waits is paused; what the engine had read ahead by then still comes in. Batches are not counted:
+/// small ones come quickly, and on Kafka a pause costs more than they hold.
+const INBOX_BYTES: usize = 4 * 1024 * 1024;
+
+/// What a record or batch is taken to hold beside its key and value.
+const OVERHEAD_BYTES: usize = 128;
 
 /// Requests of the partitions' tasks that may wait. Each task has one at a time; a full queue makes the next wait.
 const REQUESTS: usize = 64;
@@ -268,6 +273,7 @@ pub(super) struct Inbox {
 #[derive(Debug, Default)]
 struct Waiting {
     batches: VecDeque<Batch>,
+    bytes: usize,
     paused: bool,
 }
 
@@ -276,7 +282,8 @@ impl Inbox {
     pub(super) fn pop(&self) -> Option<(Batch, bool)> {
         let mut waiting = self.waiting();
         let batch = waiting.batches.pop_front()?;
-        let resume = waiting.paused && waiting.batches.len() <= 1;
+        waiting.bytes -= size_bytes(&batch);
+        let resume = waiting.paused && waiting.bytes <= INBOX_BYTES / 4;
         if resume {
             waiting.paused = false;
         }
@@ -293,8 +300,9 @@ impl Inbox {
     /// Adds a batch and says whether the partition must be paused.
     fn push(&self, batch: Batch) -> bool {
         let mut waiting = self.waiting();
+        waiting.bytes += size_bytes(&batch);
         waiting.batches.push_back(batch);
-        let pause = !waiting.paused && waiting.batches.len() >= INBOX_BATCHES;
+        let pause = !waiting.paused && waiting.bytes >= INBOX_BYTES;
         waiting.paused |= pause;
         drop(waiting);
         self.filled.notify_one();
@@ -305,6 +313,7 @@ impl Inbox {
     fn clear(&self) -> bool {
         let mut waiting = self.waiting();
         waiting.batches.clear();
+        waiting.bytes = 0;
         std::mem::take(&mut waiting.paused)
     }
 
@@ -316,6 +325,13 @@ impl Inbox {
         // Nothing panics while it is held; a poisoned lock still guards a whole queue.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn size_bytes(batch: &Batch) -> usize {
+    let of = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
+    let records = batch.records.iter();
+    let sizes = records.map(|record| OVERHEAD_BYTES + of(&record.key) + of(&record.value));
+    OVERHEAD_BYTES + sizes.sum::<usize>()
 }
 
 /// Which task asks: that of this partition in the assignment that has this inbox.
@@ -348,12 +364,20 @@ pub(super) enum Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::{Headers, Record};
 
-    fn batch() -> Batch {
+    fn batch(value_bytes: usize) -> Batch {
+        let record = Record {
+            offset: 0,
+            timestamp_ms: 0,
+            key: None,
+            value: Some(vec![b'x'; value_bytes].into()),
+            headers: Headers::default(),
+        };
         Batch {
             partition: TopicPartition::new("commands", 0),
-            records: Vec::new(),
-            next_offset: NextOffset(0),
+            records: vec![record],
+            next_offset: NextOffset(1),
             caught_up: false,
         }
     }
@@ -361,22 +385,27 @@ mod tests {
     #[tokio::test]
     async fn a_full_inbox_pauses_its_partition_once_and_resumes_it_when_nearly_empty() {
         let inbox = Inbox::default();
-        let pauses: Vec<bool> = (0..6).map(|_| inbox.push(batch())).collect();
+        let pauses: Vec<bool> = (0..6).map(|_| inbox.push(batch(INBOX_BYTES / 4))).collect();
         assert_eq!(pauses, [false, false, false, true, false, false]);
         inbox.ready().await;
         let resumes: Vec<bool> = (0..6).map(|_| inbox.pop().expect("a batch").1).collect();
-        assert_eq!(resumes, [false, false, false, false, true, false]);
+        assert_eq!(resumes, [false, false, false, false, false, true]);
         assert!(inbox.pop().is_none() && !inbox.is_paused());
+    }
+
+    #[test]
+    fn many_small_batches_do_not_pause_a_partition() {
+        let inbox = Inbox::default();
+        assert!((0..1000).all(|_| !inbox.push(batch(100))));
     }
 
     #[test]
     fn clearing_an_inbox_says_whether_its_partition_was_paused() {
         let inbox = Inbox::default();
-        inbox.push(batch());
+        inbox.push(batch(1));
         assert!(!inbox.clear());
-        for _ in 0..INBOX_BATCHES {
-            inbox.push(batch());
-        }
+        inbox.push(batch(INBOX_BYTES));
         assert!(inbox.clear() && !inbox.is_paused() && inbox.pop().is_none());
+        assert!(!inbox.push(batch(1)), "nothing is left of what was cleared");
     }
 }
