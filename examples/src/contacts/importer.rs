@@ -25,10 +25,10 @@ use super::database::Database;
 use super::settings::ImporterSettings;
 
 /// Chunks that share a database transaction at most. More would make progress come in leaps.
-const CHUNKS_PER_TRANSACTION: usize = 16;
+const CHUNKS_PER_TRANSACTION: usize = 8;
 
 /// With so many chunks waiting, a worker pauses its partitions; what the log has read ahead still comes.
-const WAITING_CHUNKS: usize = 4 * CHUNKS_PER_TRANSACTION;
+const WAITING_CHUNKS: usize = 8 * CHUNKS_PER_TRANSACTION;
 
 /// Jobs that are remembered as begun. A forgotten one is said to have begun again, which does no harm.
 const REMEMBERED_JOBS: usize = 1024;

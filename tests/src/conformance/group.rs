@@ -226,6 +226,37 @@ pub async fn pauses_and_resumes_and_seeks(log: Log) {
     assert_eq!(records(&mut member, 2).await, ["held", "second"]);
 }
 
+/// A member that pauses and resumes all the time reads each record once and in order, also those that had been read ahead.
+pub async fn reads_each_record_once_however_often_it_pauses(log: Log) {
+    const RECORDS: usize = 300;
+    let (topic, group) = (new_topic(&log, 1).await, unique("group"));
+    let partition = TopicPartition::new(topic.clone(), 0);
+    let mut member = join(&log, &group, &topic).await;
+    assignment(&mut member).await;
+    let appending = tokio::spawn({
+        let (log, topic) = (log.clone(), topic.clone());
+        async move {
+            for first in (0..RECORDS).step_by(10) {
+                append_values(&log, &topic, (first..first + 10).map(|n| n.to_string())).await;
+            }
+        }
+    });
+    let mut read = Vec::new();
+    while read.len() < RECORDS {
+        if let GroupEvent::Records(batch) = next_event(&mut member).await {
+            read.extend(texts(&batch.records));
+            within("a pause", member.pause(vec![partition.clone()]))
+                .await
+                .expect("paused");
+            within("a resume", member.resume(vec![partition.clone()]))
+                .await
+                .expect("resumed");
+        }
+    }
+    appending.await.expect("all appended");
+    assert_eq!(read, (0..RECORDS).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
 /// Only the owner moves a partition's offset.
 pub async fn refuses_the_commit_of_a_partition_it_does_not_own(log: Log) {
     let (topic, group) = (new_topic(&log, 1).await, unique("group"));
