@@ -228,7 +228,7 @@ pub async fn pauses_and_resumes_and_seeks(log: Log) {
 
 /// A member that pauses and resumes all the time reads each record once and in order, also those that had been read ahead.
 pub async fn reads_each_record_once_however_often_it_pauses(log: Log) {
-    const RECORDS: usize = 300;
+    const RECORDS: usize = 100;
     let (topic, group) = (new_topic(&log, 1).await, unique("group"));
     let partition = TopicPartition::new(topic.clone(), 0);
     let mut member = join(&log, &group, &topic).await;
