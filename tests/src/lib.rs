@@ -12,6 +12,7 @@ pub mod proxy;
 pub mod raw;
 pub mod site;
 pub mod subscriber;
+pub mod world;
 
 /// Makes a test of each function, once for each log: `embedded::name` and `kafka::name`. The functions take the
 /// [`site::Engine`].

@@ -1,86 +1,15 @@
 //! Pushing, through the front door, on the embedded log: every transport, resuming, gaps, clients that do not read, and farewells.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
-use barnabas::log::{Log, ProducerRecord, ProducerSettings, TopicPartition, partition_for_key};
-use barnabas::server::{Config, Server};
+use barnabas::log::{ProducerRecord, ProducerSettings};
 use barnabas_tests::conformance::within;
 use barnabas_tests::http;
 use barnabas_tests::subscriber::{Event, Follower, Push, Subscriber, TRANSPORTS, Transport, events_path};
+use barnabas_tests::world::World;
 use hyper::{Method, StatusCode};
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio_util::sync::CancellationToken;
-
-/// A log and a gateway on it. Further gateways can be started on the same log.
-struct World {
-    log: Log,
-    config: Config,
-    address: SocketAddr,
-    stopping: CancellationToken,
-    folders: Vec<TempDir>,
-}
-
-impl World {
-    async fn new() -> Self {
-        Self::with(|_| {}).await
-    }
-
-    async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let folder = TempDir::new().expect("a folder");
-        let mut config = Config::for_tests(folder.path());
-        change(&mut config);
-        let log = config.open_log().await.expect("a log");
-        let stopping = CancellationToken::new();
-        let address = serve(config.clone(), log.clone(), stopping.clone()).await;
-        Self {
-            log,
-            config,
-            address,
-            stopping,
-            folders: vec![folder],
-        }
-    }
-
-    async fn another_gateway(&mut self) -> SocketAddr {
-        let folder = TempDir::new().expect("a folder");
-        let mut config = self.config.clone();
-        config.data.dir = folder.path().into();
-        self.folders.push(folder);
-        serve(config, self.log.clone(), self.stopping.clone()).await
-    }
-
-    /// Posts events named by numbers; returns the token behind the last.
-    async fn post(&self, channel: &str, numbers: impl IntoIterator<Item = u32>) -> String {
-        let events: Vec<Value> = numbers.into_iter().map(|n| json!({"type": "n", "data": n})).collect();
-        let request = http::request(Method::POST, &events_path(channel)).header("content-type", "application/json");
-        let request = request
-            .body(http::whole(Value::from(events).to_string()))
-            .expect("a request");
-        let answer = within("an answer", http::send(self.address, request))
-            .await
-            .expect("an answer");
-        assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
-        answer.header("barnabas-token").to_owned()
-    }
-
-    async fn get(&self, path: &str) -> http::Answer {
-        let request = http::request(Method::GET, path).header("accept", "application/json");
-        let request = request.body(http::whole("")).expect("a request");
-        within("an answer", http::send(self.address, request))
-            .await
-            .expect("an answer")
-    }
-}
-
-async fn serve(config: Config, log: Log, stopping: CancellationToken) -> SocketAddr {
-    let server = Server::start(config, log, stopping).await.expect("a gateway");
-    let address = server.address();
-    tokio::spawn(server.serve());
-    address
-}
 
 fn numbers(events: &[Event]) -> Vec<u64> {
     events
@@ -178,9 +107,7 @@ async fn what_retention_has_taken_is_said_as_a_gap_and_the_rest_is_pushed() {
     let token = world.post("c", [0]).await;
     world.post("c", 1..10).await;
     let last = world.post("c", [10]).await;
-    let partition = partition_for_key(b"c", world.config.topics.partitions);
-    let place = TopicPartition::new(world.config.topics.notifications(), partition);
-    world.log.delete_records(&place, 8).await.expect("deleted");
+    world.retain_from("c", 8).await;
     for transport in TRANSPORTS {
         let mut subscriber = Subscriber::start(world.address, transport, "c", Some(&token));
         let gap = loop {

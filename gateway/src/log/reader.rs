@@ -109,7 +109,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`Error::OffsetOutOfRange`] when retention has overtaken the reader: the partition is then unassigned.
-    /// [`Error::Closed`] when the log has ended.
+    /// [`Error::Closed`] when the log has ended. After any other the next call goes on where reading stopped.
     pub async fn next(&mut self) -> Result<Batch> {
         loop {
             let AssignedBatch { assignment, batch } = match self.batches.recv().await.ok_or(Error::Closed)? {

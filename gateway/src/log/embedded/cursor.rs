@@ -12,7 +12,7 @@ use super::catalog::Partition;
 use super::headers;
 use super::read_pool::ReadPool;
 use super::schema::{offset_of, row_id};
-use crate::log::{Batch, Headers, NextOffset, Record, Result};
+use crate::log::{Batch, Error, Headers, NextOffset, Record, Result};
 
 /// Most records of a batch.
 const BATCH_RECORDS: usize = 1000;
@@ -83,7 +83,8 @@ impl Cursors {
     /// Reads the next batch of a partition that has something to say, and its cursor's tag; `None` when none has.
     ///
     /// # Errors
-    /// The partition whose read failed is no longer read.
+    /// A partition that is deleted, or of which retention has taken what comes next, is no longer read. Any other failure is of the
+    /// file, and the next call tries again.
     pub(super) async fn read(&mut self, pool: &ReadPool) -> Result<Option<(u64, Batch)>> {
         let count = self.cursors.len();
         let Some(index) = (0..count)
@@ -129,7 +130,9 @@ impl Cursors {
         let (records, next) = match read {
             Ok(read) => read,
             Err(error) => {
-                self.cursors.remove(index);
+                if matches!(error, Error::OffsetOutOfRange { .. } | Error::UnknownTopic(_)) {
+                    self.cursors.remove(index);
+                }
                 return Err(error);
             }
         };

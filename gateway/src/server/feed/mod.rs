@@ -458,8 +458,12 @@ impl Feed {
                     "retention has overtaken the feed: its clients must come back"
                 );
                 let partition = &self.0.partitions[number.unsigned_abs() as usize];
+                // Held, so that nobody goes live between the place where these end and the one where the feed goes on.
+                let _still = partition.pushing.lock().await;
                 self.0.channels.close_all(number);
                 if let Err(error) = activate_anew(reader, partition).await {
+                    // Who subscribes next has it tried again, and is told if that fails.
+                    partition.publish_not_fed();
                     tracing::error!(%error, "partition {number} cannot be fed: {error}");
                 }
             }

@@ -79,6 +79,10 @@ impl Partition {
         self.dispatched.store(next, Ordering::Release);
     }
 
+    pub(super) fn publish_not_fed(&self) {
+        self.publish_dispatched(NOT_FED);
+    }
+
     /// How far the feed is done.
     pub(super) fn completed(&self) -> i64 {
         self.completed.load(Ordering::Acquire)
@@ -98,7 +102,7 @@ impl Partition {
         let interest = self.interest();
         let lets_go = interest.count == 0 && interest.idle_since.elapsed() >= linger && self.is_fed();
         if lets_go {
-            self.publish_dispatched(NOT_FED);
+            self.publish_not_fed();
         }
         lets_go
     }

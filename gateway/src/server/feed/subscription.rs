@@ -217,8 +217,9 @@ impl Subscription {
         self.format
     }
 
-    /// Ends the client's connection.
+    /// Ends it where it stands, and the client's connection too.
     pub(super) fn send_away(&self) {
+        self.end();
         self.outbox.close();
     }
 
@@ -229,13 +230,11 @@ impl Subscription {
     /// Ends it, and returns up to where everything was pushed.
     pub(super) fn end(&self) -> i64 {
         let mut state = self.state();
-        let is_live = std::mem::replace(&mut state.mode, Mode::Ended) == Mode::Live;
         // To a live one belongs all that the feed is done with, whether or not there was something for it.
-        if is_live {
-            state.next.max(self.partition.completed())
-        } else {
-            state.next
+        if std::mem::replace(&mut state.mode, Mode::Ended) == Mode::Live {
+            state.next = state.next.max(self.partition.completed());
         }
+        state.next
     }
 
     fn cover_live(&self, is_live: bool) {
@@ -319,5 +318,26 @@ impl Cover {
 
     fn places(&self) -> MutexGuard<'_, Vec<Place>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::outbox::Limits;
+
+    #[test]
+    fn one_that_is_sent_away_ends_where_it_stood_wherever_the_feed_goes_on() {
+        let partition = Arc::new(Partition::new(0, 0));
+        partition.publish_completed(5);
+        partition.publish_dispatched(5);
+        let limits = Limits { bytes: 100, pieces: 10 };
+        let outbox = Arc::new(Outbox::new(limits));
+        let subscription = Subscription::new("c".into(), partition.clone(), 5, outbox, Format::Json, None);
+        assert!(subscription.try_go_live());
+        partition.publish_completed(7);
+        subscription.send_away();
+        partition.publish_completed(20);
+        assert_eq!(subscription.end(), 7);
     }
 }
