@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use barnabas::log::{ProducerRecord, ProducerSettings};
+use barnabas::log::{ProducerRecord, ProducerSettings, partition_for_key};
 use barnabas_tests::conformance::within;
 use barnabas_tests::http;
 use barnabas_tests::subscriber::{Event, Follower, Push, Subscriber, TRANSPORTS, Transport, events_path};
 use barnabas_tests::world::World;
+use http_body_util::BodyExt as _;
 use hyper::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -204,6 +205,72 @@ async fn several_channels_share_a_stream_and_its_token_covers_them_all() {
         }
     }
     assert_eq!(seen.len(), 20);
+}
+
+/// Two channels of one partition.
+fn neighbours(partitions: i32) -> [String; 2] {
+    let partition = |name: &str| partition_for_key(name.as_bytes(), partitions);
+    let other = (0..)
+        .map(|n| format!("c{n}"))
+        .find(|name| partition(name) == partition("c"));
+    ["c".to_owned(), other.expect("some name")]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_of_two_channels_of_one_partition_makes_its_way() {
+    const EACH: u32 = 500;
+    let world = World::new().await;
+    let channels = neighbours(world.config.topics.partitions);
+    let query: String = channels.iter().map(|channel| format!("&channel={channel}")).collect();
+    let answer = world.get(&format!("/v1/events?wait=0{query}")).await.json();
+    let mut token = answer["token"].as_str().expect("a token").to_owned();
+    for n in 0..EACH {
+        for channel in &channels {
+            world.post(channel, [n]).await;
+        }
+    }
+    let mut seen = BTreeSet::new();
+    let mut polls = 0;
+    while seen.len() < 2 * EACH as usize {
+        let answer = world
+            .get(&format!("/v1/events?wait=10{query}&after={token}"))
+            .await
+            .json();
+        for event in answer["events"].as_array().expect("events") {
+            let place = (event["channel"].to_string(), event["data"].as_u64());
+            assert!(seen.insert(place), "twice: {event}");
+        }
+        token = answer["token"].as_str().expect("a token").to_owned();
+        polls += 1;
+        assert!(polls <= 20, "{} events after {polls} polls", seen.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_to_a_stream_of_several_channels_is_told_the_gap_of_each() {
+    let world = World::with(|config| config.push.history_bytes = 1).await;
+    let channels = neighbours(world.config.topics.partitions);
+    let query: String = channels.iter().map(|channel| format!("&channel={channel}")).collect();
+    let answer = world.get(&format!("/v1/events?wait=0{query}")).await.json();
+    let token = answer["token"].as_str().expect("a token");
+    for channel in &channels {
+        world.post(channel, 0..10).await;
+    }
+    world.retain_from("c", 15).await;
+    // The greetings and gaps have no id, so a connection that is cut between them begins them anew.
+    let request = http::request(Method::GET, &format!("/v1/events?after={token}{query}"))
+        .header("accept", "text/event-stream")
+        .body(http::whole(""))
+        .expect("a request");
+    let mut body = http::open(world.address, request).await.expect("a stream").into_body();
+    let mut text = String::new();
+    while !text.contains("\nevent: event") {
+        let frame = within("a frame", body.frame()).await.expect("no end").expect("a frame");
+        text.push_str(&String::from_utf8_lossy(&frame.into_data().expect("data")));
+    }
+    let until_id = &text[..text.find("\nid: ").expect("an id")];
+    assert_eq!(until_id.matches("event: hello").count(), 2, "{text}");
+    assert_eq!(until_id.matches("event: gap").count(), 2, "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -54,6 +54,15 @@ pub(crate) enum Pushed {
     Closed,
 }
 
+impl Queue {
+    /// Remembers who has more to push.
+    fn refuse(&mut self, more: &Arc<Notify>) {
+        if !self.refused.iter().any(|known| Arc::ptr_eq(known, more)) {
+            self.refused.push(more.clone());
+        }
+    }
+}
+
 impl Outbox {
     /// A queue that somebody takes from.
     pub(crate) fn new(limits: Limits) -> Self {
@@ -81,9 +90,7 @@ impl Outbox {
         }
         let is_over = queue.bytes + bytes.len() > self.limits.bytes || queue.pieces.len() >= self.limits.pieces;
         if is_over && !queue.pieces.is_empty() {
-            if !queue.refused.iter().any(|known| Arc::ptr_eq(known, more)) {
-                queue.refused.push(more.clone());
-            }
+            queue.refuse(more);
             return Pushed::Full;
         }
         self.write_or_queue(queue, bytes)
@@ -97,6 +104,11 @@ impl Outbox {
             return Pushed::Closed;
         }
         self.write_or_queue(queue, bytes)
+    }
+
+    /// Hands over the very last, also after the queue was closed.
+    pub(crate) fn push_farewell(&self, bytes: Bytes) {
+        self.write_or_queue(self.queue(), bytes);
     }
 
     fn write_or_queue(&self, mut queue: MutexGuard<'_, Queue>, mut bytes: Bytes) -> Pushed {
@@ -203,9 +215,14 @@ impl Outbox {
         self.queue().closed
     }
 
-    /// Whether a full queue has become half empty, so that it is worth feeding.
-    pub(crate) fn has_room(&self) -> bool {
-        self.is_half_empty(&self.queue())
+    /// Whether the queue is half empty, so that it is worth feeding. If not, `more` is notified when it is.
+    pub(crate) fn has_room(&self, more: &Arc<Notify>) -> bool {
+        let mut queue = self.queue();
+        let has_room = self.is_half_empty(&queue);
+        if !has_room {
+            queue.refuse(more);
+        }
+        has_room
     }
 
     /// Whether twice as much waits as may be pushed: what the transport had to say itself is as much as all the events.
@@ -247,12 +264,33 @@ mod tests {
         assert_eq!(outbox.push_control(Bytes::from_static(b"!")), Pushed::Taken);
         assert_eq!(outbox.take().await.as_deref(), Some(&b"larger than all"[..]));
         more.notified().await;
-        assert!(outbox.has_room());
+        assert!(outbox.has_room(&more));
         assert_eq!(outbox.push(Bytes::from_static(b"x"), &more), Pushed::Taken);
         outbox.close();
         assert_eq!(outbox.push(Bytes::from_static(b"y"), &more), Pushed::Closed);
         assert_eq!(outbox.take().await.as_deref(), Some(&b"!"[..]));
         assert_eq!(outbox.take().await.as_deref(), Some(&b"x"[..]));
+        assert_eq!(outbox.take().await, None);
+    }
+
+    #[tokio::test]
+    async fn who_finds_no_room_is_told_of_it_although_nothing_was_refused() {
+        let (outbox, more) = (Outbox::new(LIMITS), Arc::new(Notify::new()));
+        assert_eq!(outbox.push(Bytes::from_static(b"more than half"), &more), Pushed::Taken);
+        assert!(!outbox.has_room(&more));
+        outbox.take().await;
+        more.notified().await;
+        assert!(outbox.has_room(&more));
+    }
+
+    #[tokio::test]
+    async fn a_farewell_is_the_last_of_a_closed_queue() {
+        let (outbox, more) = (Outbox::new(LIMITS), Arc::new(Notify::new()));
+        outbox.push(Bytes::from_static(b"x"), &more);
+        outbox.close();
+        outbox.push_farewell(Bytes::from_static(b"bye"));
+        assert_eq!(outbox.take().await.as_deref(), Some(&b"x"[..]));
+        assert_eq!(outbox.take().await.as_deref(), Some(&b"bye"[..]));
         assert_eq!(outbox.take().await, None);
     }
 

@@ -78,6 +78,11 @@ pub(crate) fn sse_message(event: &str, id: Option<&str>, data: &[u8]) -> Bytes {
     message.freeze()
 }
 
+/// The id of an event stream, without a message: where a client that comes back goes on.
+pub(crate) fn sse_id(id: &str) -> Bytes {
+    format!("id: {id}\n\n").into()
+}
+
 /// A text frame.
 pub(crate) fn web_socket_text(payload: &[u8]) -> Bytes {
     const FIN_TEXT: u8 = 0x81;

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 #[cfg(feature = "conformance")]
 pub(crate) use frame::web_socket_frame;
-pub(crate) use frame::{Format, Frame, sse_message, web_socket_text};
+pub(crate) use frame::{Format, Frame, sse_id, sse_message, web_socket_text};
 pub(crate) use partition::{Interested, Partition};
 pub(crate) use subscription::{Cover, Subscription};
 
@@ -231,6 +231,9 @@ impl Feed {
             answer.await.map_err(|_| log::Error::Closed)??;
         }
         let now = partition.dispatched();
+        if now < 0 {
+            return Err(log::Error::Unavailable(format!("partition {number} is not fed")));
+        }
         let place = TopicPartition::new(self.0.topic.clone(), number);
         let mut ready = Ready {
             channel: channel.into(),
@@ -290,7 +293,7 @@ impl Feed {
 
     /// The offset that a reader who wants `next` can start from.
     async fn start_of(&self, partition: &Partition, place: &TopicPartition, next: i64) -> log::Result<i64> {
-        if partition.history().page(next).is_some() {
+        if partition.history().holds(next) {
             return Ok(next);
         }
         self.0.log.offset(place, StartAt::Start).await
@@ -509,31 +512,14 @@ fn decode_frame(topic_id: TopicId, partition: i32, record: &Record) -> Option<Fr
 }
 
 impl Gap {
-    /// The gap as a client reads it.
-    pub(crate) fn to_json(&self, channel: &str) -> serde_json::Value {
-        json!({"channel": channel, "from": self.from, "to": self.to, "reason": self.reason})
+    /// The gap as a transport writes it. On an event stream it has the id of where the client goes on, if that is the place of all
+    /// that the stream carries (`is_whole`).
+    pub(crate) fn write(&self, channel: &str, format: Format, is_whole: bool) -> Bytes {
+        let json = json!({"channel": channel, "from": self.from, "to": self.to, "reason": self.reason});
+        match format {
+            Format::WebSocket => web_socket_text(json!({"gap": json}).to_string().as_bytes()),
+            Format::Sse => sse_message("gap", is_whole.then_some(&self.to), json.to_string().as_bytes()),
+            Format::Json => json!({"gap": json}).to_string().into(),
+        }
     }
-}
-
-/// A gap as each transport writes it; its last token is where the client goes on.
-pub(crate) fn write_gap(gap: &Gap, channel: &str, format: Format) -> Bytes {
-    let json = gap.to_json(channel);
-    match format {
-        Format::WebSocket => web_socket_text(json!({"gap": json}).to_string().as_bytes()),
-        Format::Sse => sse_message("gap", Some(&gap.to), json.to_string().as_bytes()),
-        Format::Json => json!({"gap": json}).to_string().into(),
-    }
-}
-
-fn gap_bytes(topic_id: TopicId, channel: &str, partition: i32, from: i64, to: i64, format: Format) -> Bytes {
-    let token = |offset| Token::at(topic_id, partition, NextOffset(offset)).to_string();
-    write_gap(
-        &Gap {
-            from: token(from),
-            to: token(to),
-            reason: "retention",
-        },
-        channel,
-        format,
-    )
 }

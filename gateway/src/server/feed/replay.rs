@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::partition::Partition;
 use super::subscription::Subscription;
-use super::{Feed, decode_frame, gap_bytes};
+use super::{Feed, Gap, decode_frame};
 use crate::log::{self, Batch, Reader, StartAt};
 
 /// How long the reader is kept when nobody is behind.
@@ -90,44 +90,41 @@ impl Replay {
         }
     }
 
-    /// Gives a page to all who are behind somewhere in it.
+    /// Gives a page to all who are behind somewhere in it. In the order of the log across channels: a client that follows several
+    /// and has room for less than the page gets the beginning of each, and can go on from one place.
     fn serve(&self, behind: &[Arc<Subscription>], from: i64, page: &Batch) {
         let next = page.next_offset.0;
-        let mut waiting: HashMap<&str, (Vec<&Arc<Subscription>>, Vec<_>)> = HashMap::new();
+        let mut waiting: HashMap<&str, Vec<&Arc<Subscription>>> = HashMap::new();
         for subscription in behind {
             if subscription
                 .wants()
                 .is_some_and(|wanted| (from..next).contains(&wanted))
             {
-                waiting.entry(&subscription.channel).or_default().0.push(subscription);
+                waiting.entry(&subscription.channel).or_default().push(subscription);
             }
         }
         for record in page.records.iter().filter(|record| record.offset >= from) {
             let channel = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
-            if let Some((_, frames)) = channel.and_then(|channel| waiting.get_mut(channel)) {
-                frames.extend(decode_frame(self.feed.topic_id(), self.partition.number, record));
+            if let Some(subscriptions) = channel.and_then(|channel| waiting.get_mut(channel))
+                && let Some(frame) = decode_frame(self.feed.topic_id(), self.partition.number, record)
+            {
+                // Who has no room for an event gets none of those after it either.
+                subscriptions.retain(|subscription| subscription.replay(&frame));
             }
         }
-        for (subscriptions, frames) in waiting.into_values() {
-            for subscription in subscriptions {
-                subscription.replay(&frames, next);
-            }
+        for subscription in waiting.into_values().flatten() {
+            subscription.replayed_to(next);
         }
     }
 
     /// Retention has taken what is before `start`.
     fn skip(&self, behind: &[Arc<Subscription>], start: i64) {
+        let token = |offset| self.feed.token_at(self.partition.number, offset).to_string();
         for subscription in behind {
-            subscription.skip_to(start, |from| {
-                let topic_id = self.feed.topic_id();
-                gap_bytes(
-                    topic_id,
-                    &subscription.channel,
-                    self.partition.number,
-                    from,
-                    start,
-                    subscription.format(),
-                )
+            subscription.skip_to(start, |from| Gap {
+                from: token(from),
+                to: token(start),
+                reason: "retention",
             });
         }
     }

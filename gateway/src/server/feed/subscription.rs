@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 
+use super::Gap;
 use super::frame::{Format, Frame};
 use super::partition::Partition;
 use crate::log::{NextOffset, TopicId};
@@ -144,19 +145,25 @@ impl Subscription {
         }
     }
 
-    /// From the replay: events of a page that ends at `page_next`.
-    pub(super) fn replay(&self, frames: &[Frame], page_next: i64) {
+    /// From the replay: the next event of the channel. Returns whether it can take what follows.
+    pub(super) fn replay(&self, frame: &Frame) -> bool {
         let mut state = self.state();
         if state.mode != Mode::Behind {
-            return;
+            return false;
         }
-        match self.push_each(&mut state, frames) {
-            Pushed::Taken => {
-                state.next = state.next.max(page_next);
-                self.cover_to(state.next);
-            }
-            Pushed::Full => {}
-            Pushed::Closed => state.mode = Mode::Ended,
+        let pushed = self.push_each(&mut state, std::slice::from_ref(frame));
+        if pushed == Pushed::Closed {
+            state.mode = Mode::Ended;
+        }
+        pushed == Pushed::Taken
+    }
+
+    /// From the replay: there is nothing more of the channel before `next`.
+    pub(super) fn replayed_to(&self, next: i64) {
+        let mut state = self.state();
+        if state.mode == Mode::Behind {
+            state.next = state.next.max(next);
+            self.cover_to(state.next);
         }
     }
 
@@ -190,7 +197,8 @@ impl Subscription {
         if state.mode == Mode::Behind && self.outbox.is_closed() {
             state.mode = Mode::Ended;
         }
-        if state.mode == Mode::Behind && state.next >= self.partition.dispatched() {
+        // While the partition is not fed there is nothing to be live with; the replay goes on.
+        if state.mode == Mode::Behind && self.partition.is_fed() && state.next >= self.partition.dispatched() {
             state.mode = Mode::Live;
             self.cover_live(true);
         }
@@ -200,21 +208,19 @@ impl Subscription {
     /// The offset to replay from, if its client can take something now.
     pub(super) fn wants(&self) -> Option<i64> {
         let state = self.state();
-        (state.mode == Mode::Behind && self.outbox.has_room()).then_some(state.next)
+        (state.mode == Mode::Behind && self.outbox.has_room(&self.partition.behind_changed)).then_some(state.next)
     }
 
     /// Says that the events before `start` are gone, and goes on from there.
-    pub(super) fn skip_to(&self, start: i64, gap: impl FnOnce(i64) -> Bytes) {
+    pub(super) fn skip_to(&self, start: i64, gap: impl FnOnce(i64) -> Gap) {
         let mut state = self.state();
         if state.mode == Mode::Behind && state.next < start {
-            self.outbox.push_control(gap(state.next));
+            let gap = gap(state.next);
+            self.outbox
+                .push_control(gap.write(&self.channel, self.format, self.cover.is_none()));
             state.next = start;
             self.cover_to(start);
         }
-    }
-
-    pub(super) fn format(&self) -> Format {
-        self.format
     }
 
     /// Ends it where it stands, and the client's connection too.

@@ -20,7 +20,7 @@ use http::{HeaderMap, StatusCode, header};
 use serde_json::json;
 
 use self::ask::{Ask, Pairs};
-use super::feed::{Cover, Format, Partition, Ready, Subscribed, hold_still, write_gap};
+use super::feed::{Cover, Format, Partition, Ready, Subscribed, hold_still, sse_id};
 use super::outbox::Outbox;
 use super::token::Token;
 use super::{App, Error};
@@ -101,8 +101,12 @@ async fn join_all(
 ) -> Vec<Subscribed> {
     for ready in &ready {
         if let Some(gap) = &ready.gap {
-            outbox.push_control(write_gap(gap, ready.channel(), format));
+            outbox.push_control(gap.write(ready.channel(), format, cover.is_none()));
         }
+    }
+    if let (Format::Sse, Some(cover)) = (format, cover) {
+        // Only now, when all gaps are said: who comes back from here has been told of each.
+        outbox.push_control(sse_id(&cover.token().to_string()));
     }
     let partitions: Vec<Arc<Partition>> = ready.iter().map(|ready| ready.partition().clone()).collect();
     let _still = hold_still(partitions.iter()).await;

@@ -1,6 +1,6 @@
 //! Server-Sent Events: one response that goes on, over hyper's streaming body.
 //!
-//! Every event and the first `hello` carry an `id`, so that a browser that comes back by itself resumes without a line of code. A
+//! Every event carries an `id`, and so does the greeting, so that a browser that comes back by itself resumes without a line of code. A
 //! client that does not read is parked: its outbox takes nothing more until it does.
 
 use std::convert::Infallible;
@@ -37,15 +37,10 @@ pub(super) async fn stream(app: &App, ready: Vec<Ready>, several: bool) -> Respo
     outbox.push_control(format!("retry: {}\n", retry_ms()).into());
     for ready in &ready {
         let token = ready.token(&app.feed);
-        let id = cover
-            .as_ref()
-            .map_or_else(|| token.clone(), |cover| cover.token())
-            .to_string();
-        outbox.push_control(sse_message(
-            "hello",
-            Some(&id),
-            greeting(ready, &token).to_string().as_bytes(),
-        ));
+        // A stream of several channels has its id when all of them have been greeted.
+        let id = cover.is_none().then(|| token.to_string());
+        let greeting = greeting(ready, &token).to_string();
+        outbox.push_control(sse_message("hello", id.as_deref(), greeting.as_bytes()));
     }
     let subscribed = join_all(app, ready, &outbox, Format::Sse, cover.as_ref()).await;
     let body = EventStream {

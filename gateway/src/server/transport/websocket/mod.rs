@@ -202,7 +202,7 @@ impl Connection {
         let close = self.serve().await;
         self.subscribed.clear();
         if let Some(close) = close {
-            self.outbox.push_control(close.frame(retry_ms()));
+            self.outbox.push_farewell(close.frame(retry_ms()));
         }
         self.part().await;
         close
