@@ -144,6 +144,46 @@ test("a change of transport in mid-stream loses and repeats nothing", async () =
   assert.deepEqual(seen.numbers, upTo(sent));
 });
 
+test("a channel is followed also when it is asked for before the gateway has answered", async () => {
+  gateway.held = [];
+  const connection = open({ transports: ["websocket"] });
+  await until("it is told who connects", () => gateway.held.length === 1);
+  const seen = follow(connection);
+  gateway.held.forEach((answer) => answer());
+  await until("open", isOpen(connection));
+  gateway.publish("c", 0);
+  await until("the event", () => seen.numbers.length === 1);
+});
+
+test("what was on its way to a subscription that was ended is not told to the next one of the channel", async () => {
+  const connection = open({ transports: ["websocket"] });
+  const first = follow(connection);
+  await until("open", isOpen(connection));
+  for (const n of upTo(5)) gateway.publish("c", n);
+  await until("the first five", () => first.numbers.length === 5);
+  gateway.publish("c", 5);
+  first.subscription.unsubscribe();
+  const second = follow(connection, "c", { since: "earliest" });
+  await until("all six", () => second.numbers.length >= 6);
+  assert.deepEqual(second.numbers, upTo(6));
+});
+
+test("events at places that a log has lost and filled again are told", async () => {
+  const connection = open({ transports: ["websocket"] });
+  const seen = follow(connection);
+  await until("open", isOpen(connection));
+  for (const n of upTo(3)) gateway.publish("c", n);
+  await until("the first three", () => seen.numbers.length === 3);
+  gateway.lose("c", 1);
+  gateway.cutAll();
+  await until("the gap", () => seen.gaps.length === 1);
+  assert.equal(seen.gaps[0].reason, "ahead-of-log");
+  gateway.publish("c", 10);
+  gateway.publish("c", 11);
+  await until("the events after it", () => seen.numbers.length === 5);
+  assert.deepEqual(seen.numbers, [0, 1, 2, 10, 11]);
+});
+
 test("the gateway says when to come back, and is obeyed", async () => {
   const connection = open({ transports: ["websocket"] });
   follow(connection);

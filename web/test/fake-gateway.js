@@ -37,6 +37,8 @@ export class FakeGateway {
     this.webSocket = "serve";
     this.sse = "serve";
     this.refusal = null;
+    /** Answers to `connect` that are held back, when there is a list for them. */
+    this.held = null;
     this.pongs = 0;
   }
 
@@ -57,6 +59,12 @@ export class FakeGateway {
     const channel = this.#channel(name);
     channel.events = channel.events.filter(({ offset }) => offset >= before);
     channel.from = before;
+  }
+
+  /** The log loses its end: everything from an offset on. */
+  lose(name, from) {
+    const channel = this.#channel(name);
+    channel.events = channel.events.filter(({ offset }) => offset < from);
   }
 
   cutAll() {
@@ -94,6 +102,12 @@ export class FakeGateway {
       frames.push({ gap: { channel, from: `${channel}-${cursor.next}`, to: `${channel}-${from}`, reason: "retention" } });
       cursor.next = from;
     }
+    const end = this.#end(cursor.channel);
+    if (cursor.next > end) {
+      const { channel } = cursor;
+      frames.push({ gap: { channel, from: `${channel}-${cursor.next}`, to: `${channel}-${end}`, reason: "ahead-of-log" } });
+      cursor.next = end;
+    }
     for (const { offset, data } of events) {
       if (offset < cursor.next) continue;
       cursor.next = offset + 1;
@@ -119,7 +133,9 @@ export class FakeGateway {
       for (const line of String(message).split("\n")) {
         const { id, connect, subscribe, unsubscribe } = JSON.parse(line);
         if (connect) {
-          socket.send(JSON.stringify({ id, connected: { session: "s", ping_s: 25 } }));
+          const answer = () => socket.send(JSON.stringify({ id, connected: { session: "s", ping_s: 25 } }));
+          if (this.held) this.held.push(answer);
+          else answer();
         } else if (subscribe?.channel === "forbidden") {
           socket.send(JSON.stringify({ id, error: { code: "forbidden", message: "no", retry: false } }));
         } else if (subscribe) {

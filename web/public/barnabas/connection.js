@@ -104,7 +104,7 @@ export class Connection extends EventTarget {
     return this.#transport !== null && this.#connected;
   }
 
-  /** Whether the gateway has answered `connect`. */ #connected = false;
+  /** Whether the gateway was told who connects. */ #connected = false;
 
   #open() {
     clearTimeout(this.#timer);
@@ -128,6 +128,8 @@ export class Connection extends EventTarget {
     transport.onopen = () => {
       const connect = { id: this.#nextId++, connect: this.#jwt ? { jwt: this.#jwt } : {} };
       this.#send([connect, ...[...this.#subscriptions.values()].map((subscription) => this.#ask(subscription))]);
+      // Commands are obeyed in order: what the page asks for from here on need not wait for the answer.
+      this.#connected = true;
     };
     transport.onmessage = (text) => {
       this.#heardAt = Date.now();
@@ -146,7 +148,6 @@ export class Connection extends EventTarget {
   /** @param {any} frame */
   #hear({ id, connected, subscribed, event, gap, bye, error, ...rest }) {
     if (connected) {
-      this.#connected = true;
       this.#silentAfterMs = connected.ping_s * 1000 + SILENCE_MS;
       if (this.#asked.size === 0) this.#prove();
     } else if (subscribed) {
@@ -154,9 +155,9 @@ export class Connection extends EventTarget {
       this.#subscriptions.get(subscribed.channel)?.begin(subscribed);
       this.#prove();
     } else if (event) {
-      this.#subscriptions.get(event.channel)?.deliver(event);
+      this.#begun(event.channel)?.deliver(event);
     } else if (gap) {
-      this.#subscriptions.get(gap.channel)?.miss(gap);
+      this.#begun(gap.channel)?.miss(gap);
     } else if (error) {
       this.#refused(id, error);
     } else if (bye) {
@@ -165,6 +166,15 @@ export class Connection extends EventTarget {
     } else if (id === undefined && Object.keys(rest).length === 0) {
       this.#transport?.send("{}");
     }
+  }
+
+  /**
+   * The channel's subscription, unless its answer has not come: what comes before that is of one that was ended.
+   * @param {string} channel
+   */
+  #begun(channel) {
+    for (const asked of this.#asked.values()) if (asked === channel) return undefined;
+    return this.#subscriptions.get(channel);
   }
 
   /**

@@ -60,6 +60,8 @@ export class Subscription {
   /** @param {import("./barnabas.d.ts").Gap} gap */
   miss(gap) {
     if (gap.to) this.token = gap.to;
+    // A log that has lost its end writes other events to the same places.
+    this.#seen.clear();
     this.#onGap?.(gap);
   }
 
