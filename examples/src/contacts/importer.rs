@@ -249,10 +249,14 @@ impl Worker {
     ) -> Result<Vec<TopicPartition>, Error> {
         match event {
             Ok(GroupEvent::Assigned(partitions)) => {
-                self.assigned
-                    .extend(partitions.into_iter().map(|(partition, _)| partition));
-                // Those that are new are not paused yet.
-                self.paused = false;
+                let new: Vec<_> = partitions.into_iter().map(|(partition, _)| partition).collect();
+                self.assigned.extend(new.iter().cloned());
+                // The others are paused still, and resumed with these.
+                if self.paused
+                    && let Err(error) = self.member.pause(new).await
+                {
+                    tracing::debug!(%error, "a rebalance comes between: {error}");
+                }
             }
             Ok(GroupEvent::Records(batch)) => {
                 // An empty batch says only how far the reader came; there is nothing to do for it.

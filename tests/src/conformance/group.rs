@@ -226,6 +226,28 @@ pub async fn pauses_and_resumes_and_seeks(log: Log) {
     assert_eq!(records(&mut member, 2).await, ["held", "second"]);
 }
 
+/// A member that retention has overtaken goes on with what is kept, also when it has sought before.
+pub async fn goes_on_when_retention_has_overtaken_it(log: Log) {
+    let (topic, group) = (new_topic(&log, 1).await, unique("group"));
+    let partition = TopicPartition::new(topic.clone(), 0);
+    let mut member = join(&log, &group, &topic).await;
+    assignment(&mut member).await;
+    append_values(&log, &topic, ["first"]).await;
+    assert_eq!(records(&mut member, 1).await, ["first"]);
+    within("a pause", member.pause(vec![partition.clone()]))
+        .await
+        .expect("paused");
+    within("a seek", member.seek(partition.clone(), NextOffset(0)))
+        .await
+        .expect("sought");
+    append_values(&log, &topic, (1..10).map(|n| n.to_string())).await;
+    log.delete_records(&partition, 8).await.expect("deleted");
+    within("a resume", member.resume(vec![partition]))
+        .await
+        .expect("resumed");
+    assert_eq!(records(&mut member, 2).await, ["8", "9"]);
+}
+
 /// A member that pauses and resumes all the time reads each record once and in order, also those that had been read ahead.
 pub async fn reads_each_record_once_however_often_it_pauses(log: Log) {
     const RECORDS: usize = 100;

@@ -51,6 +51,7 @@ macro_rules! conformance {
             group: a_member_that_is_gone_is_replaced,
             group: commits_metadata_with_the_offset,
             group: pauses_and_resumes_and_seeks,
+            group: goes_on_when_retention_has_overtaken_it,
             group: reads_each_record_once_however_often_it_pauses,
             group: refuses_the_commit_of_a_partition_it_does_not_own,
             group: is_listed_with_its_lag,

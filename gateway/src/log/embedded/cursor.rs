@@ -83,8 +83,8 @@ impl Cursors {
     /// Reads the next batch of a partition that has something to say, and its cursor's tag; `None` when none has.
     ///
     /// # Errors
-    /// A partition that is deleted, or of which retention has taken what comes next, is no longer read. Any other failure is of the
-    /// file, and the next call tries again.
+    /// A partition that is deleted is no longer read. One of which retention has taken what comes next has to be removed or inserted
+    /// anew by the caller. Any other failure is of the file, and the next call tries again.
     pub(super) async fn read(&mut self, pool: &ReadPool) -> Result<Option<(u64, Batch)>> {
         let count = self.cursors.len();
         let Some(index) = (0..count)
@@ -130,7 +130,7 @@ impl Cursors {
         let (records, next) = match read {
             Ok(read) => read,
             Err(error) => {
-                if matches!(error, Error::OffsetOutOfRange { .. } | Error::UnknownTopic(_)) {
+                if matches!(error, Error::UnknownTopic(_)) {
                     self.cursors.remove(index);
                 }
                 return Err(error);

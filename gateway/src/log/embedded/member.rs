@@ -201,7 +201,9 @@ impl MemberTask {
     fn restart(&mut self, name: &TopicPartition) {
         if let Ok(partition) = self.membership.log.partition(name) {
             let position = self.start_of(&partition, None);
-            self.cursors.insert(partition, position, 0);
+            // What the member asked for with its last seek goes on.
+            let seek = self.cursors.find(&name.topic, name.partition).map(|cursor| cursor.tag);
+            self.cursors.insert(partition, position, seek.unwrap_or(0));
         }
     }
 
@@ -221,8 +223,10 @@ impl MemberTask {
                 .coordinator()
                 .release(&self.membership.settings.group, self.membership.member, row);
         }
-        // A member that is gone has nothing to lose; the next event finds that out.
-        let _ = self.events.send(Ok(MemberEvent::Lost(lost))).await;
+        if !lost.is_empty() {
+            // A member that is gone has nothing to lose; the next event finds that out.
+            let _ = self.tell(MemberEvent::Lost(lost)).await;
+        }
     }
 
     async fn obey(&mut self, command: GroupCommand) {

@@ -55,7 +55,12 @@ impl ReaderTask {
                     let Ok(room) = room else { return };
                     match self.cursors.read(self.log.read_pool()).await {
                         Ok(Some((assignment, batch))) => room.send(Ok(AssignedBatch { assignment, batch })),
-                        Err(error) => room.send(Err(error)),
+                        Err(error) => {
+                            if let Error::OffsetOutOfRange { partition, .. } = &error {
+                                self.unassign(partition.partition);
+                            }
+                            room.send(Err(error));
+                        }
                         Ok(None) => {
                             drop(room);
                             tokio::select! {
@@ -88,15 +93,14 @@ impl ReaderTask {
                 // The asker may have given up waiting; it is assigned all the same until it says otherwise.
                 let _ = reply.send(assigned);
             }
-            ReaderCommand::Unassign { partition } => {
-                if let Some(row) = self
-                    .cursors
-                    .find(&self.topic, partition)
-                    .map(|cursor| cursor.partition.row)
-                {
-                    self.cursors.remove(row);
-                }
-            }
+            ReaderCommand::Unassign { partition } => self.unassign(partition),
+        }
+    }
+
+    fn unassign(&mut self, partition: i32) {
+        let cursor = self.cursors.find(&self.topic, partition);
+        if let Some(row) = cursor.map(|cursor| cursor.partition.row) {
+            self.cursors.remove(row);
         }
     }
 

@@ -187,9 +187,12 @@ impl<A: Aggregate> Owner<A> {
     /// A request of a task whose partition is no longer the member's is dropped, which tells the task as much.
     async fn answer(&mut self, request: Request) {
         match request {
-            Request::Metadata { reply } => {
-                // A task that has ended meanwhile needs no answer; so for all replies.
-                let _ = reply.send(self.member.metadata().await);
+            Request::Metadata { link, reply } => {
+                // A partition that was lost has another owner, although this member may be in the group again.
+                if self.is_current(&link) || self.is_releasing(&link.partition) {
+                    // A task that has ended meanwhile needs no answer; so for all replies.
+                    let _ = reply.send(self.member.metadata().await);
+                }
             }
             Request::Committed { link, reply } => {
                 if self.is_current(&link) {
@@ -216,6 +219,12 @@ impl<A: Aggregate> Owner<A> {
             .is_some_and(|owned| Arc::ptr_eq(&owned.inbox, &link.inbox))
     }
 
+    /// Whether a task finishes what it began before the partition goes to another member.
+    fn is_releasing(&self, partition: &TopicPartition) -> bool {
+        let mut running = self.running.values();
+        running.any(|running| running.release && running.partition == *partition)
+    }
+
     async fn committed(&self, partition: TopicPartition) -> log::Result<Option<CommittedOffset>> {
         Ok(self.member.committed(vec![partition]).await?.pop().flatten())
     }
@@ -223,10 +232,9 @@ impl<A: Aggregate> Owner<A> {
     async fn rewind(&mut self, link: &LinkId, to: NextOffset) -> log::Result<()> {
         self.member.seek(link.partition.clone(), to).await?;
         // Nothing read before the seek comes after it, so an empty inbox now holds nothing stale later.
-        if link.inbox.clear() {
-            self.member.resume(vec![link.partition.clone()]).await?;
-        }
-        Ok(())
+        link.inbox.clear();
+        // Also a pause of an earlier task of the partition, which may have panicked.
+        self.member.resume(vec![link.partition.clone()]).await
     }
 
     async fn ended(&mut self, ended: Result<(task::Id, ()), JoinError>) {
@@ -309,12 +317,9 @@ impl Inbox {
         pause
     }
 
-    /// Drops what waits and says whether the partition was paused, which it is not from now on.
-    fn clear(&self) -> bool {
-        let mut waiting = self.waiting();
-        waiting.batches.clear();
-        waiting.bytes = 0;
-        std::mem::take(&mut waiting.paused)
+    /// Drops what waits. The partition is not paused from now on.
+    fn clear(&self) {
+        *self.waiting() = Waiting::default();
     }
 
     fn is_paused(&self) -> bool {
@@ -345,6 +350,7 @@ pub(super) struct LinkId {
 #[derive(Debug)]
 pub(super) enum Request {
     Metadata {
+        link: LinkId,
         reply: oneshot::Sender<log::Result<GroupMetadata>>,
     },
     Committed {
@@ -400,12 +406,11 @@ mod tests {
     }
 
     #[test]
-    fn clearing_an_inbox_says_whether_its_partition_was_paused() {
+    fn a_cleared_inbox_is_as_a_new_one() {
         let inbox = Inbox::default();
-        inbox.push(batch(1));
-        assert!(!inbox.clear());
-        inbox.push(batch(INBOX_BYTES));
-        assert!(inbox.clear() && !inbox.is_paused() && inbox.pop().is_none());
+        assert!(inbox.push(batch(INBOX_BYTES)));
+        inbox.clear();
+        assert!(!inbox.is_paused() && inbox.pop().is_none());
         assert!(!inbox.push(batch(1)), "nothing is left of what was cleared");
     }
 }

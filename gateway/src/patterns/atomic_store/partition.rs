@@ -184,16 +184,19 @@ impl<'a, A: Aggregate> Partition<'a, A> {
         let commands = self.fill(&mut window).await;
         let now_ms = now_ms();
         let records = self.states.derive(&mut window, now_ms)?;
+        // With offsets, also those of before, the log refuses an owner that the group has replaced: one that was cut off may have
+        // taken its transactional id back from its successor.
+        let has_offsets = commands > 0 || !records.is_empty();
         let mut transaction = self.producer.begin();
         for record in records {
             transaction.send(record).await?;
         }
-        if commands > 0 {
+        if has_offsets {
             let group = self.link.metadata().await?;
             transaction.send_offsets(group, [(self.link.partition.clone(), self.consumed)]);
         }
         transaction.commit().await?;
-        self.has_committed |= commands > 0;
+        self.has_committed |= has_offsets;
         self.states.keep(window, now_ms);
         self.committed = self.consumed;
         Ok(commands)
@@ -307,7 +310,7 @@ impl Link {
     }
 
     async fn metadata(&self) -> log::Result<GroupMetadata> {
-        self.ask(|reply| Request::Metadata { reply }).await
+        self.ask(|reply| Request::Metadata { link: self.id(), reply }).await
     }
 
     /// Goes on from `to`; the inbox holds nothing from before.
