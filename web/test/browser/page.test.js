@@ -145,6 +145,27 @@ test("a gateway killed and started again in mid-import loses and repeats nothing
   assert.deepEqual([await count(shown, "ok"), await count(shown, "rejected")], [198_000, 2000]);
 });
 
+test("three gateways behind one address show an import whichever of them answers", async () => {
+  const { gateways, stop } = await Gateway.startOnKafka(3);
+  const balancer = await Proxy.start(...gateways.map(({ port }) => port));
+  try {
+    await page.goto(balancer.url);
+    await page.getByLabel("Choose a file").setInputFiles(contacts(50_000));
+    for (const transport of ["sse", "long-poll", "websocket"]) {
+      await page.getByLabel("Transport").selectOption(transport);
+      await openOver(page, transport);
+    }
+    // Cut off, it goes on with the next.
+    balancer.cutAll();
+    await completed(page, "people-50000.csv");
+    const shown = card(page, "people-50000.csv");
+    assert.deepEqual([await count(shown, "ok"), await count(shown, "rejected")], [49_500, 500]);
+  } finally {
+    await balancer.stop();
+    await stop();
+  }
+});
+
 test("a file that cannot be read says why and where", async () => {
   const broken = { name: "broken.csv", mimeType: "text/csv", buffer: Buffer.from('name,email,phone\nA,a@example.com,\n"B,b@example.com,\n') };
   await page.getByLabel("Choose a file").setInputFiles(broken);
