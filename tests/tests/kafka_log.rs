@@ -78,7 +78,10 @@ async fn next_event(member: &mut GroupMember) -> GroupEvent {
 
 async fn next_assigned(member: &mut GroupMember) -> Vec<(TopicPartition, NextOffset)> {
     match next_event(member).await {
-        GroupEvent::Assigned(partitions) => partitions,
+        GroupEvent::Assigned(partitions) => partitions
+            .into_iter()
+            .map(|(partition, start)| (partition, start.next_offset))
+            .collect(),
         event => panic!("assigned, not {event:?}"),
     }
 }

@@ -6,6 +6,7 @@
 //! member has released them.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -50,11 +51,22 @@ pub struct CommittedOffset {
     pub metadata: String,
 }
 
+impl From<NextOffset> for CommittedOffset {
+    /// With nothing noted beside it.
+    fn from(next_offset: NextOffset) -> Self {
+        Self {
+            next_offset,
+            metadata: String::new(),
+        }
+    }
+}
+
 /// Something happened to the member.
 #[derive(Debug)]
 pub enum GroupEvent {
-    /// These partitions are the member's from now on; records of them follow, from the offset given.
-    Assigned(Vec<(TopicPartition, NextOffset)>),
+    /// These partitions are the member's from now on; records of them follow, from the offset given. With it comes what was noted
+    /// when it was committed; nothing when it was not, or is no longer kept.
+    Assigned(Vec<(TopicPartition, CommittedOffset)>),
     /// These partitions go to another member, which waits until [`GroupMember::release`] is called with them. No more records
     /// of them are returned; committing what is done is still possible until then.
     Revoked(Vec<TopicPartition>),
@@ -89,7 +101,7 @@ pub struct GroupMember {
 /// What an engine tells its member.
 #[derive(Debug)]
 pub(super) enum MemberEvent {
-    Assigned(Vec<(TopicPartition, NextOffset)>),
+    Assigned(Vec<(TopicPartition, CommittedOffset)>),
     Revoked(Vec<TopicPartition>),
     Lost(Vec<TopicPartition>),
     /// `seek` is the number of the last `GroupCommand::Seek` of the partition since its assignment, 0 before the first.
@@ -189,13 +201,19 @@ impl GroupMember {
     ///
     /// # Errors
     /// [`Error::UnknownMember`] when one of the partitions is no longer the member's: nothing of the call is committed.
-    pub async fn commit(&self, offsets: Vec<(TopicPartition, CommittedOffset)>) -> Result<()> {
-        self.ask(|reply| GroupCommand::Commit { offsets, reply }).await
+    pub fn commit(
+        &self,
+        offsets: Vec<(TopicPartition, CommittedOffset)>,
+    ) -> impl Future<Output = Result<()>> + Send + use<> {
+        self.ask(|reply| GroupCommand::Commit { offsets, reply })
     }
 
     /// What the group has committed for each of the partitions, in their order; `None` where it has committed nothing.
-    pub async fn committed(&self, partitions: Vec<TopicPartition>) -> Result<Vec<Option<CommittedOffset>>> {
-        self.ask(|reply| GroupCommand::Committed { partitions, reply }).await
+    pub fn committed(
+        &self,
+        partitions: Vec<TopicPartition>,
+    ) -> impl Future<Output = Result<Vec<Option<CommittedOffset>>>> + Send + use<> {
+        self.ask(|reply| GroupCommand::Committed { partitions, reply })
     }
 
     /// Goes on from another offset of a partition of the member's. Records from before the seek are no longer returned once
@@ -227,14 +245,21 @@ impl GroupMember {
     }
 
     /// Who the member is now, for [`super::Transaction::send_offsets`]. Take it anew after each rebalance.
-    pub async fn metadata(&self) -> Result<GroupMetadata> {
-        self.ask(|reply| GroupCommand::Metadata { reply }).await
+    pub fn metadata(&self) -> impl Future<Output = Result<GroupMetadata>> + Send + use<> {
+        self.ask(|reply| GroupCommand::Metadata { reply })
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> GroupCommand) -> Result<T> {
+    /// The answer does not borrow the member, which can be asked for events meanwhile.
+    fn ask<T: Send, C>(&self, command: C) -> impl Future<Output = Result<T>> + Send + use<T, C>
+    where
+        C: FnOnce(oneshot::Sender<Result<T>>) -> GroupCommand,
+    {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| Error::Closed)?;
-        answer.await.map_err(|_| Error::Closed)?
+        let (command, commands) = (command(reply), self.commands.clone());
+        async move {
+            commands.send(command).await.map_err(|_| Error::Closed)?;
+            answer.await.map_err(|_| Error::Closed)?
+        }
     }
 }
 

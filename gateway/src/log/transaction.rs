@@ -5,7 +5,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Error, GroupMetadata, NextOffset, ProducerRecord, Result, TopicPartition};
+use super::{CommittedOffset, Error, GroupMetadata, ProducerRecord, Result, TopicPartition};
 
 /// A slice is handed to the engine when it has this many bytes.
 const SLICE_BYTES: usize = 512 * 1024;
@@ -33,7 +33,7 @@ pub(super) enum TransactionCommand {
     /// [`Error::Indefinite`].
     Commit {
         records: Vec<ProducerRecord>,
-        offsets: Vec<(TopicPartition, NextOffset)>,
+        offsets: Vec<(TopicPartition, CommittedOffset)>,
         group: Option<GroupMetadata>,
         reply: oneshot::Sender<Result<()>>,
     },
@@ -86,7 +86,7 @@ pub struct Transaction<'a> {
     producer: &'a mut TransactionalProducer,
     slice: Vec<ProducerRecord>,
     slice_bytes: usize,
-    offsets: Vec<(TopicPartition, NextOffset)>,
+    offsets: Vec<(TopicPartition, CommittedOffset)>,
     group: Option<GroupMetadata>,
     /// Whether the engine has something of it that is neither committed nor aborted.
     open: bool,
@@ -109,14 +109,16 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Makes the consumed offsets of a group member part of the transaction.
-    pub fn send_offsets(
+    /// Makes the consumed offsets of a group member part of the transaction, and what is noted beside them.
+    pub fn send_offsets<O: Into<CommittedOffset>>(
         &mut self,
         group: GroupMetadata,
-        offsets: impl IntoIterator<Item = (TopicPartition, NextOffset)>,
+        offsets: impl IntoIterator<Item = (TopicPartition, O)>,
     ) {
         self.group = Some(group);
-        self.offsets.extend(offsets);
+        let offsets = offsets.into_iter();
+        self.offsets
+            .extend(offsets.map(|(partition, offset)| (partition, offset.into())));
     }
 
     /// Ends the transaction; when it returns, everything in it is durable and becomes visible: on the embedded engine at once, on

@@ -32,7 +32,7 @@ async fn assignment(member: &mut GroupMember) -> Positions {
         {
             return partitions
                 .into_iter()
-                .map(|(partition, next)| (partition, next.0))
+                .map(|(partition, start)| (partition, start.next_offset.0))
                 .collect();
         }
     }
@@ -190,9 +190,35 @@ pub async fn commits_metadata_with_the_offset(log: Log) {
         .await
         .expect("committed");
     assert_eq!(
-        member.committed(vec![partition]).await.expect("an answer"),
-        [Some(noted)]
+        member.committed(vec![partition.clone()]).await.expect("an answer"),
+        [Some(noted.clone())]
     );
+    // A transaction commits it too, and the next member is told at once.
+    let mut producer = log.transactional_producer(&unique("tx")).await.expect("a producer");
+    let aborted = CommittedOffset {
+        metadata: "aborted".to_owned(),
+        ..noted.clone()
+    };
+    let committed = CommittedOffset {
+        next_offset: NextOffset(0),
+        metadata: "above: 1-2".to_owned(),
+    };
+    for (offset, commit) in [(committed.clone(), true), (aborted, false)] {
+        let mut transaction = producer.begin();
+        let metadata = within("metadata", member.metadata()).await.expect("metadata");
+        transaction.send_offsets(metadata, [(partition.clone(), offset)]);
+        let ended = match commit {
+            true => within("a commit", transaction.commit()).await,
+            false => within("an abort", transaction.abort()).await,
+        };
+        ended.expect("ended");
+    }
+    drop(member);
+    let mut member = join(&log, &group, &topic).await;
+    let GroupEvent::Assigned(assigned) = next_event(&mut member).await else {
+        panic!("not assigned first");
+    };
+    assert_eq!(assigned, [(partition, committed)]);
 }
 
 /// A paused partition is silent while others go on; a seek goes back.

@@ -162,8 +162,9 @@ impl MemberTask {
                 .committed(&self.membership.settings.group, new.clone())
                 .await?;
             for (partition, committed) in new.into_iter().zip(committed) {
-                let position = self.start_of(&partition, committed.map(|committed| committed.next_offset.0));
-                assigned.push((partition.name.clone(), NextOffset(position)));
+                let start = self.start_of(&partition, committed);
+                let position = start.next_offset.0;
+                assigned.push((partition.name.clone(), start));
                 self.revoked.remove(&partition.row);
                 self.cursors.insert(partition, position, 0);
             }
@@ -190,17 +191,18 @@ impl MemberTask {
     }
 
     /// Where a partition starts: at the committed offset while it is kept, else as the settings say.
-    fn start_of(&self, partition: &Partition, committed: Option<i64>) -> i64 {
+    fn start_of(&self, partition: &Partition, committed: Option<CommittedOffset>) -> CommittedOffset {
+        let kept = partition.start()..=partition.end();
         match committed {
-            Some(offset) if (partition.start()..=partition.end()).contains(&offset) => offset,
-            _ if self.membership.settings.start_at == StartAt::End => partition.end(),
-            _ => partition.start(),
+            Some(committed) if kept.contains(&committed.next_offset.0) => committed,
+            _ if self.membership.settings.start_at == StartAt::End => NextOffset(partition.end()).into(),
+            _ => NextOffset(partition.start()).into(),
         }
     }
 
     fn restart(&mut self, name: &TopicPartition) {
         if let Ok(partition) = self.membership.log.partition(name) {
-            let position = self.start_of(&partition, None);
+            let position = self.start_of(&partition, None).next_offset.0;
             // What the member asked for with its last seek goes on.
             let seek = self.cursors.find(&name.topic, name.partition).map(|cursor| cursor.tag);
             self.cursors.insert(partition, position, seek.unwrap_or(0));

@@ -9,7 +9,7 @@ use super::writer::{MemberOffsets, Row, TransactionRows, Value, Write, unstage};
 use crate::log::group::GroupMetadataEngine;
 use crate::log::transaction::{TransactionCommand, WAITING_SLICES};
 use crate::log::{
-    CommittedOffset, Error, GroupMetadata, NextOffset, ProducerRecord, Result, TopicPartition, TransactionalProducer,
+    CommittedOffset, Error, GroupMetadata, ProducerRecord, Result, TopicPartition, TransactionalProducer,
 };
 
 /// Bytes of values from which a transaction is staged.
@@ -121,7 +121,11 @@ impl TransactionTask {
         Ok(())
     }
 
-    async fn commit(&mut self, offsets: Vec<(TopicPartition, NextOffset)>, group: Option<GroupMetadata>) -> Result<()> {
+    async fn commit(
+        &mut self,
+        offsets: Vec<(TopicPartition, CommittedOffset)>,
+        group: Option<GroupMetadata>,
+    ) -> Result<()> {
         if let Some(error) = self.open.failed.take() {
             self.abort().await;
             return Err(error);
@@ -151,7 +155,7 @@ impl TransactionTask {
 
     fn member_offsets(
         &self,
-        offsets: Vec<(TopicPartition, NextOffset)>,
+        offsets: Vec<(TopicPartition, CommittedOffset)>,
         group: Option<GroupMetadata>,
     ) -> Result<Option<MemberOffsets>> {
         let Some(GroupMetadata { engine }) = group else {
@@ -162,15 +166,9 @@ impl TransactionTask {
                 group: "of another log".to_owned(),
             });
         };
-        let offsets = offsets.into_iter().map(|(name, next_offset)| {
-            Ok((
-                self.log.partition(&name)?,
-                CommittedOffset {
-                    next_offset,
-                    metadata: String::new(),
-                },
-            ))
-        });
+        let offsets = offsets
+            .into_iter()
+            .map(|(name, committed)| Ok((self.log.partition(&name)?, committed)));
         let offsets = offsets.collect::<Result<_>>()?;
         Ok(Some(MemberOffsets {
             group: metadata.group,

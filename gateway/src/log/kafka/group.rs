@@ -267,7 +267,7 @@ impl MemberThread {
                     return;
                 }
                 match self.starts(&partitions) {
-                    Ok(starts) => self.finish_assign(&partitions, &starts),
+                    Ok(starts) => self.finish_assign(&partitions, starts),
                     Err(error) => {
                         tracing::warn!(group = %self.settings.group, "committed offsets cannot be read yet: {error}");
                         if !told {
@@ -301,7 +301,7 @@ impl MemberThread {
     }
 
     /// Where each of these partitions goes on: at what is committed, if that is kept.
-    fn starts(&self, partitions: &[TopicPartition]) -> Result<Vec<i64>> {
+    fn starts(&self, partitions: &[TopicPartition]) -> Result<Vec<CommittedOffset>> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
@@ -311,7 +311,7 @@ impl MemberThread {
             self.log.offsets(&wanted)
         };
         let (first, end) = (at(Offset::Beginning)?, at(Offset::End)?);
-        let starts = committed.iter().zip(first.iter().zip(&end)).zip(partitions);
+        let starts = committed.into_iter().zip(first.iter().zip(&end)).zip(partitions);
         Ok(starts
             .map(|((committed, (first, end)), partition)| {
                 let fresh = match self.settings.start_at {
@@ -319,26 +319,26 @@ impl MemberThread {
                     _ => *first,
                 };
                 match committed {
-                    None => fresh,
-                    Some(committed) if (*first..=*end).contains(&committed.next_offset.0) => committed.next_offset.0,
+                    None => NextOffset(fresh).into(),
+                    Some(committed) if (*first..=*end).contains(&committed.next_offset.0) => committed,
                     Some(committed) => {
                         tracing::warn!(
                             group = %self.settings.group, partition = %partition,
                             "the committed offset {} is not kept ({first} to {end} are): going on at {fresh}",
                             committed.next_offset.0
                         );
-                        fresh
+                        NextOffset(fresh).into()
                     }
                 }
             })
             .collect())
     }
 
-    fn finish_assign(&mut self, partitions: &[TopicPartition], starts: &[i64]) {
+    fn finish_assign(&mut self, partitions: &[TopicPartition], starts: Vec<CommittedOffset>) {
         let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for (partition, start) in partitions.iter().zip(starts) {
+        for (partition, start) in partitions.iter().zip(&starts) {
             list.add_partition(&partition.topic, partition.partition)
-                .set_offset(Offset::Offset(*start))
+                .set_offset(Offset::Offset(start.next_offset.0))
                 // Offsets of a broker are not negative; one that is would be an error of the assignment below.
                 .unwrap_or_default();
         }
@@ -348,20 +348,16 @@ impl MemberThread {
             tracing::error!(group = %self.settings.group, "partitions cannot be assigned: {error}");
             return;
         }
-        for (partition, start) in partitions.iter().zip(starts) {
+        for (partition, start) in partitions.iter().zip(&starts) {
             self.owned.push(Owned {
-                buffer: PartitionBuffer::new(partition.clone(), *start),
+                buffer: PartitionBuffer::new(partition.clone(), start.next_offset.0),
                 seek: 0,
                 paused: false,
                 revoked: false,
             });
         }
         if !partitions.is_empty() {
-            let assigned = partitions
-                .iter()
-                .zip(starts)
-                .map(|(partition, start)| (partition.clone(), NextOffset(*start)))
-                .collect();
+            let assigned = partitions.iter().cloned().zip(starts).collect();
             self.waiting.push_back(Ok(MemberEvent::Assigned(assigned)));
         }
     }

@@ -26,7 +26,7 @@ use super::producer::delivery_error;
 use super::{KafkaLog, Started, lock, native_headers};
 use crate::log::group::GroupMetadataEngine;
 use crate::log::transaction::TransactionCommand;
-use crate::log::{Error, GroupMetadata, NextOffset, ProducerRecord, Result, TopicPartition};
+use crate::log::{CommittedOffset, Error, GroupMetadata, ProducerRecord, Result, TopicPartition};
 
 /// One wait for acknowledgements.
 const POLL_STEP: Duration = Duration::from_millis(1);
@@ -176,7 +176,7 @@ impl TransactionThread {
     async fn commit(
         &mut self,
         records: Vec<ProducerRecord>,
-        offsets: &[(TopicPartition, NextOffset)],
+        offsets: &[(TopicPartition, CommittedOffset)],
         group: Option<&GroupMetadata>,
     ) -> Result<()> {
         match std::mem::replace(&mut self.transaction, State::None) {
@@ -199,7 +199,7 @@ impl TransactionThread {
     async fn try_commit(
         &mut self,
         records: Vec<ProducerRecord>,
-        offsets: &[(TopicPartition, NextOffset)],
+        offsets: &[(TopicPartition, CommittedOffset)],
         group: Option<&GroupMetadata>,
     ) -> std::result::Result<(), Failure> {
         self.write(records).await?;
@@ -359,7 +359,7 @@ impl TransactionThread {
 
     fn send_offsets(
         &self,
-        offsets: &[(TopicPartition, NextOffset)],
+        offsets: &[(TopicPartition, CommittedOffset)],
         group: &GroupMetadata,
     ) -> std::result::Result<(), Failure> {
         let GroupMetadataEngine::Kafka(group) = &group.engine else {
@@ -368,9 +368,14 @@ impl TransactionThread {
             )));
         };
         let mut list = TopicPartitionList::with_capacity(offsets.len());
-        for (partition, next) in offsets {
-            list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(next.0))
+        for (partition, committed) in offsets {
+            let mut element = list.add_partition(&partition.topic, partition.partition);
+            element
+                .set_offset(Offset::Offset(committed.next_offset.0))
                 .map_err(|error| Failure::Abort(Error::Aborted(error.to_string())))?;
+            if !committed.metadata.is_empty() {
+                element.set_metadata(&committed.metadata);
+            }
         }
         let within = self.log.0.settings.request_timeout;
         let deadline = Instant::now() + within;

@@ -106,7 +106,7 @@ impl<A: Aggregate> Owner<A> {
             Ok(GroupEvent::Assigned(partitions)) => {
                 for (partition, assigned) in partitions {
                     tracing::debug!(topic = %partition.topic, partition = partition.partition, "partition assigned");
-                    self.start(partition, assigned, Duration::ZERO);
+                    self.start(partition, assigned.next_offset, Duration::ZERO);
                 }
             }
             Ok(GroupEvent::Records(batch)) => self.records(batch).await,
