@@ -1,5 +1,7 @@
 //! What can go wrong in a pattern. The retry rule asks only [`Error::is_retriable`].
 
+use std::time::Duration;
+
 use crate::log;
 
 /// A pattern could not do its work.
@@ -12,7 +14,7 @@ pub enum Error {
     /// Two topics whose keys must stand in the same partition have different partition counts.
     #[error(
         "topic {left} has {left_partitions} partitions and topic {right} has {right_partitions}: \
-         they must have the same number, or a key's commands and its state part"
+         they must have the same number, or what belongs together parts"
     )]
     PartitionCounts {
         /// One topic.
@@ -23,6 +25,27 @@ pub enum Error {
         right: String,
         /// Its partitions.
         right_partitions: i32,
+    },
+    /// Topics that the pattern needs do not exist. None is created unasked.
+    #[error("topics do not exist and have to be planned and applied first: {}", .0.join(", "))]
+    MissingTopics(Vec<String>),
+    /// A topic would forget a record before its next attempt.
+    #[error("topic {topic} keeps records for {retention:?}, and a record may wait {wait:?} for its next attempt")]
+    RetentionTooShort {
+        /// The topic.
+        topic: String,
+        /// How long it keeps records.
+        retention: Duration,
+        /// How long a record may wait.
+        wait: Duration,
+    },
+    /// A setting that does not go together with another.
+    #[error("{setting}: {reason}")]
+    Setting {
+        /// The setting.
+        setting: &'static str,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A value cannot be written as JSON, such as a map whose keys are not text.
     #[error("cannot be written as JSON: {0}")]

@@ -3,8 +3,22 @@
 //! | pattern | promise | order | cost |
 //! | --- | --- | --- | --- |
 //! | [`atomic_store`] | each command counts once; state, derived events and consumed offsets are one transaction | per key, that of the commands | the open keys in memory, one transaction per window |
+//! | [`consumer`] | each record is handled at most once, at least once, or exactly once from log to log; failures are tried again as a policy says and then kept as dead letters | per partition, per key, or none | records in hand in memory, one commit per interval |
 
 pub mod atomic_store;
+pub mod consumer;
+pub mod dead_letter;
 mod error;
+pub mod retry;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use error::Error;
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
+}

@@ -27,14 +27,14 @@ mod partition;
 mod states;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use self::states::Bounds;
-use super::Error;
+use super::{Error, millis};
 use crate::log::{Appended, CleanupPolicy, Log, Producer, ProducerRecord, TopicSpec};
 
 /// What a store keeps, and what commands do to it. Both functions are pure: the same commands give the same state.
@@ -198,12 +198,4 @@ impl Submitter {
     pub async fn submit(&self, key: &str, command: &impl Serialize) -> Result<Appended, Error> {
         Ok(self.producer.append(command_record(&self.store, key, command)?).await?)
     }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
 }

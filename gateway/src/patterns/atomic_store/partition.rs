@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::owner::{Inbox, LinkId, Request};
 use super::states::{States, Window};
-use super::{Aggregate, AtomicStore, Error, now_ms};
+use super::{Aggregate, AtomicStore, Error};
 use crate::log::{
     self, CommittedOffset, GroupMetadata, NextOffset, Record, StartAt, TopicPartition, TransactionalProducer,
 };
+use crate::patterns::now_ms;
 
 /// The shortest and the longest rest after a failure; it doubles from one to the other.
 const REST: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
@@ -292,7 +293,10 @@ fn is_undone(error: &Error) -> bool {
                 | log::Error::RecordTooLarge { .. }
         ),
         Error::Encode(_) => true,
-        Error::PartitionCounts { .. } => false,
+        Error::PartitionCounts { .. }
+        | Error::MissingTopics(_)
+        | Error::RetentionTooShort { .. }
+        | Error::Setting { .. } => false,
     }
 }
 

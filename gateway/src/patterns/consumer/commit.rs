@@ -1,0 +1,464 @@
+//! When and how a consumer commits: offsets every now and then, or transactions one after the other.
+//!
+//! One commit is under way at a time, beside the runner. What handlers send in exactly once mode waits here for the transaction
+//! that holds its offset too; a transaction that fails leaves nothing visible, and what it held goes into the next, with the
+//! offsets as they are then. So handlers are not called again for it.
+//!
+//! Invariant: a transaction has the offsets of every partition from which it has records, and a partition's offset stands for
+//! exactly the records whose output was committed with it or before.
+
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::partition::Run;
+use super::{ConsumerBuilder, DeliveryGuarantee};
+use crate::log::{
+    self, Batch, CommittedOffset, GroupMember, Log, ProducerRecord, Record, TopicPartition, TransactionalProducer,
+};
+
+/// First and longest wait before a commit that failed is tried again.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// The least wait before a producer that was fenced takes its id back: if another instance has the same slot, both go on slowly
+/// and loudly.
+const AFTER_FENCED: Duration = Duration::from_secs(1);
+
+/// The longest pause between two transactions, which else is as long as the first of them took.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Batches that wait for their offsets to be committed at most, in at most once mode. Behind it nothing is taken from the member.
+const WAITING_BATCHES: usize = 64;
+
+/// Bytes that wait for a transaction at most. Behind it no handler is called.
+const WINDOW_BYTES: usize = 16 * 1024 * 1024;
+
+/// Records that wait for a transaction at most. Behind it no handler is called.
+const WINDOW_RECORDS: usize = 20_000;
+
+pub(super) struct Committer {
+    guarantee: DeliveryGuarantee,
+    interval: Duration,
+    /// In exactly once mode.
+    transactions: Option<Transactions>,
+    /// At most once: what is handled when its offsets are committed.
+    unfed: Vec<(u64, Batch)>,
+    committing: bool,
+    /// Something was done since the last commit began.
+    touched: bool,
+    due: Instant,
+    back_off: Duration,
+    not_before: Instant,
+    begun: Instant,
+    commits: u64,
+}
+
+struct Transactions {
+    log: Log,
+    transactional_id: String,
+    /// `None` while it is at work, and after it was fenced.
+    producer: Option<TransactionalProducer>,
+    /// What handlers have sent and no transaction has committed.
+    window: Vec<Sent>,
+    window_bytes: usize,
+    /// It is not known whether this one was committed.
+    undecided: Option<(Vec<Mark>, Vec<Sent>)>,
+}
+
+/// How far a partition is done.
+#[derive(Clone, Debug)]
+pub(super) struct Mark {
+    pub(super) partition: TopicPartition,
+    pub(super) epoch: u64,
+    pub(super) offset: CommittedOffset,
+}
+
+/// A record that waits for its transaction.
+struct Sent {
+    partition: TopicPartition,
+    epoch: u64,
+    /// What it follows from; `None`: it leaves for another topic itself.
+    origin: Option<Origin>,
+    record: ProducerRecord,
+}
+
+/// The record whose handler sent another.
+pub(super) struct Origin {
+    pub(super) record: Record,
+    pub(super) attempts: u32,
+}
+
+/// What became of a commit.
+pub(super) struct Outcome {
+    marks: Vec<Mark>,
+    sent: Vec<Sent>,
+    unfed: Vec<(u64, Batch)>,
+    producer: Option<TransactionalProducer>,
+    result: log::Result<()>,
+}
+
+impl Committer {
+    pub(super) async fn new(log: &Log, settings: &ConsumerBuilder) -> log::Result<Self> {
+        let transactions = match settings.guarantee {
+            DeliveryGuarantee::AtMostOnce | DeliveryGuarantee::AtLeastOnce => None,
+            DeliveryGuarantee::ExactlyOnce => {
+                let transactional_id = format!("{}-{}", settings.group, settings.slot);
+                Some(Transactions {
+                    producer: Some(log.transactional_producer(&transactional_id).await?),
+                    log: log.clone(),
+                    transactional_id,
+                    window: Vec::new(),
+                    window_bytes: 0,
+                    undecided: None,
+                })
+            }
+        };
+        let now = Instant::now();
+        Ok(Self {
+            guarantee: settings.guarantee,
+            interval: settings.commit_interval,
+            transactions,
+            unfed: Vec::new(),
+            committing: false,
+            touched: false,
+            due: now,
+            back_off: BACK_OFF.0,
+            not_before: now,
+            begun: now,
+            commits: 0,
+        })
+    }
+
+    pub(super) fn is_transactional(&self) -> bool {
+        self.transactions.is_some()
+    }
+
+    /// Whether an offset may be committed only if its metadata tells all that is done above it.
+    pub(super) fn is_exact(&self) -> bool {
+        self.guarantee != DeliveryGuarantee::AtLeastOnce
+    }
+
+    /// Whether more records may be taken from the member.
+    pub(super) fn may_take(&self) -> bool {
+        self.unfed.len() < WAITING_BATCHES
+    }
+
+    /// Whether handlers may be called.
+    pub(super) fn has_room(&self) -> bool {
+        let full = |transactions: &Transactions| {
+            transactions.window_bytes >= WINDOW_BYTES || transactions.window.len() >= WINDOW_RECORDS
+        };
+        !self.transactions.as_ref().is_some_and(full)
+    }
+
+    pub(super) fn is_committing(&self) -> bool {
+        self.committing
+    }
+
+    /// Commits that succeeded.
+    pub(super) fn commits(&self) -> u64 {
+        self.commits
+    }
+
+    /// Takes note that there may be something to commit.
+    pub(super) fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    /// Adds a batch that is to be handled when its offset is committed.
+    pub(super) fn commit_first(&mut self, epoch: u64, batch: Batch) {
+        self.unfed.push((epoch, batch));
+    }
+
+    /// Adds what a handler has sent for records that are done.
+    pub(super) fn send(&mut self, run: &Run, sent: Vec<(usize, ProducerRecord)>) {
+        for (index, record) in sent {
+            let origin = run.records.get(index).map(|record| Origin {
+                record: record.clone(),
+                attempts: if index == 0 {
+                    run.attempts.first
+                } else {
+                    run.attempts.others
+                },
+            });
+            self.add(&run.partition, run.epoch, origin, record);
+        }
+    }
+
+    /// Adds a record that leaves its topic.
+    pub(super) fn hop(&mut self, partition: &TopicPartition, epoch: u64, record: ProducerRecord) {
+        self.add(partition, epoch, None, record);
+    }
+
+    fn add(&mut self, partition: &TopicPartition, epoch: u64, origin: Option<Origin>, record: ProducerRecord) {
+        self.touched = true;
+        if let Some(transactions) = &mut self.transactions {
+            transactions.window_bytes += record.size_bytes();
+            transactions.window.push(Sent {
+                partition: partition.clone(),
+                epoch,
+                origin,
+                record,
+            });
+        }
+    }
+
+    /// Forgets what is not handled yet of a partition that leaves.
+    pub(super) fn hand_back(&mut self, partition: &TopicPartition) {
+        self.unfed.retain(|(_, batch)| batch.partition != *partition);
+    }
+
+    /// Forgets everything of a partition that has gone: its next owner does it again.
+    pub(super) fn forget(&mut self, partition: &TopicPartition) {
+        self.hand_back(partition);
+        if let Some(transactions) = &mut self.transactions {
+            transactions.window.retain(|sent| sent.partition != *partition);
+            transactions.count();
+        }
+    }
+
+    /// When a commit may be due for which nothing else wakes the runner.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        let wanted = self.touched || !self.unfed.is_empty();
+        (wanted && !self.committing).then(|| match self.unfed.is_empty() {
+            true => self.due.max(self.not_before),
+            false => self.not_before,
+        })
+    }
+
+    pub(super) fn is_due(&self, urgent: bool) -> bool {
+        let now = Instant::now();
+        let wanted = urgent || !self.unfed.is_empty() || self.touched && now >= self.due;
+        wanted && !self.committing && now >= self.not_before
+    }
+
+    /// Begins a commit; `None`: there is nothing to commit.
+    pub(super) fn begin(&mut self, member: &GroupMember, mut marks: Vec<Mark>) -> Option<BoxFuture<'static, Outcome>> {
+        let now = Instant::now();
+        self.begun = now;
+        let unfed = std::mem::take(&mut self.unfed);
+        for (epoch, batch) in &unfed {
+            marks.retain(|mark| mark.partition != batch.partition);
+            marks.push(Mark {
+                partition: batch.partition.clone(),
+                epoch: *epoch,
+                offset: CommittedOffset {
+                    next_offset: batch.next_offset,
+                    metadata: String::new(),
+                },
+            });
+        }
+        self.touched = false;
+        let Some(transactions) = &mut self.transactions else {
+            if marks.is_empty() {
+                return None;
+            }
+            self.committing = true;
+            let commit = member.commit(offsets(&marks));
+            let outcome = async move {
+                Outcome {
+                    result: commit.await,
+                    marks,
+                    sent: Vec::new(),
+                    unfed,
+                    producer: None,
+                }
+            };
+            return Some(outcome.boxed());
+        };
+        if let Some((marks, sent)) = transactions.undecided.take() {
+            self.committing = true;
+            let committed = member.committed(marks.iter().map(|mark| mark.partition.clone()).collect());
+            let producer = transactions.producer.take();
+            return Some(decide(committed, marks, sent, producer).boxed());
+        }
+        if marks.is_empty() {
+            return None;
+        }
+        self.committing = true;
+        let (sent, rest) = std::mem::take(&mut transactions.window)
+            .into_iter()
+            .partition(|sent| marks.iter().any(|mark| mark.partition == sent.partition));
+        transactions.window = rest;
+        transactions.count();
+        let group = member.metadata();
+        let producer = transactions.producer.take();
+        let (log, transactional_id) = (transactions.log.clone(), transactions.transactional_id.clone());
+        let outcome = async move {
+            let (producer, result) = transact(&log, &transactional_id, producer, group, &marks, &sent).await;
+            Outcome {
+                marks,
+                sent,
+                unfed: Vec::new(),
+                producer,
+                result,
+            }
+        };
+        Some(outcome.boxed())
+    }
+
+    /// Takes note of what became of a commit, and returns its marks, and the batches that may now be handled. `is_current` says
+    /// whether a partition is still the member's in this epoch.
+    pub(super) fn end(
+        &mut self,
+        outcome: Outcome,
+        is_current: impl Fn(&TopicPartition, u64) -> bool,
+    ) -> (Vec<Mark>, log::Result<Vec<(u64, Batch)>>) {
+        let Outcome {
+            marks,
+            sent,
+            mut unfed,
+            producer,
+            result,
+        } = outcome;
+        self.committing = false;
+        let now = Instant::now();
+        if let Some(transactions) = &mut self.transactions {
+            transactions.producer = producer;
+        }
+        let Err(error) = result else {
+            self.commits += 1;
+            self.back_off = BACK_OFF.0;
+            self.not_before = now;
+            self.due = match self.transactions {
+                Some(_) => now + (now - self.begun).min(PAUSE),
+                None => now + self.interval,
+            };
+            return (marks, Ok(unfed));
+        };
+        self.touched = true;
+        let least = match error {
+            log::Error::Fenced(_) => AFTER_FENCED,
+            _ => Duration::ZERO,
+        };
+        self.not_before = now + self.back_off.max(least);
+        self.back_off = (self.back_off * 2).min(BACK_OFF.1);
+        unfed.retain(|(epoch, batch)| is_current(&batch.partition, *epoch));
+        self.unfed.splice(0..0, unfed);
+        if let Some(transactions) = &mut self.transactions {
+            match error {
+                log::Error::Indefinite(_) => transactions.undecided = Some((marks.clone(), sent)),
+                _ => transactions.put_back(sent, is_current),
+            }
+        }
+        (marks, Err(error))
+    }
+
+    /// Takes from the window what follows from a record because of which a transaction was refused, and returns that record with
+    /// its partition; `None`: no record of the window is the reason.
+    pub(super) fn take_refused(&mut self, error: &log::Error) -> Option<(TopicPartition, u64, Origin)> {
+        let topic = match error {
+            log::Error::RecordTooLarge { topic, .. } | log::Error::UnknownTopic(topic) => topic.as_str(),
+            log::Error::UnknownPartition(partition) => &partition.topic,
+            _ => return None,
+        };
+        let transactions = self.transactions.as_mut()?;
+        let refused = transactions
+            .window
+            .iter()
+            .filter(|sent| *sent.record.topic == *topic && sent.origin.is_some());
+        let refused = refused.max_by_key(|sent| sent.record.size_bytes())?;
+        let (partition, epoch) = (refused.partition.clone(), refused.epoch);
+        let offset = refused.origin.as_ref().map(|origin| origin.record.offset);
+        let all = transactions.window.extract_if(.., |sent| {
+            sent.partition == partition && sent.origin.as_ref().map(|origin| origin.record.offset) == offset
+        });
+        let origin = all.filter_map(|sent| sent.origin).last();
+        transactions.count();
+        Some((partition, epoch, origin?))
+    }
+}
+
+impl Transactions {
+    /// Puts what a transaction did not commit before what came later.
+    fn put_back(&mut self, mut sent: Vec<Sent>, is_current: impl Fn(&TopicPartition, u64) -> bool) {
+        sent.retain(|sent| is_current(&sent.partition, sent.epoch));
+        sent.append(&mut self.window);
+        self.window = sent;
+        self.count();
+    }
+
+    fn count(&mut self) {
+        self.window_bytes = self.window.iter().map(|sent| sent.record.size_bytes()).sum();
+    }
+}
+
+/// Whether a commit may succeed when it is tried again with what is the member's then.
+pub(super) fn may_pass(error: &log::Error) -> bool {
+    use log::Error;
+    error.is_retriable()
+        || matches!(
+            error,
+            Error::UnknownMember { .. } | Error::Fenced(_) | Error::Indefinite(_)
+        )
+}
+
+fn offsets(marks: &[Mark]) -> Vec<(TopicPartition, CommittedOffset)> {
+    marks
+        .iter()
+        .map(|mark| (mark.partition.clone(), mark.offset.clone()))
+        .collect()
+}
+
+/// Commits everything in one transaction, with a new producer if there is none. The producer is gone when it was fenced.
+async fn transact(
+    log: &Log,
+    transactional_id: &str,
+    producer: Option<TransactionalProducer>,
+    group: impl Future<Output = log::Result<log::GroupMetadata>>,
+    marks: &[Mark],
+    sent: &[Sent],
+) -> (Option<TransactionalProducer>, log::Result<()>) {
+    let mut producer = match producer {
+        Some(producer) => producer,
+        None => match log.transactional_producer(transactional_id).await {
+            Ok(producer) => producer,
+            Err(error) => return (None, Err(error)),
+        },
+    };
+    let mut transaction = producer.begin();
+    let result = async {
+        let group = group.await?;
+        for sent in sent {
+            transaction.send(sent.record.clone()).await?;
+        }
+        transaction.send_offsets(group, offsets(marks));
+        transaction.commit().await
+    };
+    match result.await {
+        Err(error @ log::Error::Fenced(_)) => (None, Err(error)),
+        result => (Some(producer), result),
+    }
+}
+
+/// Finds out whether a transaction was committed: then its offsets were.
+async fn decide(
+    committed: impl Future<Output = log::Result<Vec<Option<CommittedOffset>>>>,
+    marks: Vec<Mark>,
+    sent: Vec<Sent>,
+    producer: Option<TransactionalProducer>,
+) -> Outcome {
+    let result = match committed.await {
+        Ok(committed) => {
+            let is_there = marks
+                .iter()
+                .zip(&committed)
+                .any(|(mark, found)| found.as_ref() == Some(&mark.offset));
+            match is_there {
+                true => Ok(()),
+                false => Err(log::Error::Aborted("its offsets were not committed".to_owned())),
+            }
+        }
+        // Still not known: it is asked again.
+        Err(error) => Err(log::Error::Indefinite(error.to_string())),
+    };
+    Outcome {
+        marks,
+        sent,
+        unfed: Vec::new(),
+        producer,
+        result,
+    }
+}

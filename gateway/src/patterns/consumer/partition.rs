@@ -1,0 +1,470 @@
+//! One partition of a consumer's: which of its records wait, are being handled, are blocked, or are done.
+//!
+//! ```text
+//! log ──▶ held (retry topics: until due) ──▶ lanes ──▶ runs ──▶ handler
+//!                                              ▲  done: the offsets take note
+//!                                              └─ failed: blocked until due, or hopping to another topic
+//! ```
+//! A [`Lane`] holds what must stay in order: the whole partition, or one key. One run of a lane is under way at a time. Records
+//! without order are loose; one that fails has a lane to itself. Nothing here waits or speaks to the log; the runner does.
+//!
+//! Invariant: every record that was taken in and is not done stands in exactly one place: held, loose, a lane, or a run.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::ProcessingOrder;
+use super::commit::Mark;
+use super::handle::{BlockedLane, PartitionState};
+use super::handler::{Attempts, Failure, Handled};
+use super::offsets::Offsets;
+use crate::log::{Batch, CommittedOffset, Record, TopicPartition};
+use crate::patterns::millis;
+
+/// What a record is taken to hold beside its key, value and headers.
+const RECORD_OVERHEAD_BYTES: usize = 160;
+
+/// Loose records that are handled in one run at most.
+const LOOSE_RUN_RECORDS: usize = 32;
+
+/// A partition in one of its assignments.
+pub(super) struct Partition {
+    pub(super) name: TopicPartition,
+    /// The number of the assignment. What comes from an earlier one is ignored.
+    pub(super) epoch: u64,
+    order: ProcessingOrder,
+    /// Records of one run at most.
+    run_records: usize,
+    /// Attempts that records of this partition have behind them: on a retry topic those before it.
+    attempts_before: u32,
+    offsets: Offsets,
+    lanes: HashMap<LaneId, Lane>,
+    /// Lanes whose next run may begin.
+    ready: VecDeque<LaneId>,
+    /// Records without order.
+    loose: VecDeque<Record>,
+    blocked: BTreeSet<(Instant, LaneId)>,
+    /// Not to be handled before their time, in milliseconds since the Unix epoch, and not before those ahead of them.
+    held: VecDeque<(i64, Record)>,
+    /// Bytes of all records that are not done.
+    bytes: usize,
+    /// Runs under way.
+    running: usize,
+    /// Records on their way to another topic.
+    hopping: usize,
+    /// Tells runs to end after the record in hand.
+    stop: Arc<AtomicBool>,
+    pauses: BTreeSet<PauseReason>,
+    committed: CommittedOffset,
+}
+
+/// Why a partition does not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PauseReason {
+    /// The application has paused it: nothing more is handled. What is read waits.
+    User,
+    /// Enough of its records wait: nothing more is read.
+    Full,
+    /// It is on its way to another member: nothing more is handled.
+    Leaving,
+}
+
+/// What must stay in order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum LaneId {
+    /// All records of the partition.
+    Partition,
+    /// Those of one key.
+    Key(Bytes),
+    /// The one at this offset, which has failed.
+    Record(i64),
+    /// Records without order, of which none has failed.
+    Loose,
+}
+
+struct Lane {
+    records: VecDeque<Record>,
+    state: LaneState,
+    /// How often the first of them has failed here, and since when.
+    failed: u32,
+    failed_since: Option<Instant>,
+}
+
+enum LaneState {
+    Ready,
+    Running,
+    Blocked {
+        due: Instant,
+        failure: Failure,
+    },
+    /// The first record has failed and is on its way to another topic.
+    Hopping,
+}
+
+/// Records of one lane on their way to the handler.
+pub(super) struct Run {
+    pub(super) partition: TopicPartition,
+    pub(super) epoch: u64,
+    pub(super) lane: LaneId,
+    pub(super) records: Vec<Record>,
+    pub(super) attempts: Attempts,
+    pub(super) stop: Arc<AtomicBool>,
+}
+
+/// A run that has ended.
+pub(super) struct Ended {
+    pub(super) run: Run,
+    pub(super) handled: Handled,
+}
+
+/// A lane whose first record has failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) lane: LaneId,
+    /// The failed record.
+    pub(super) record: Record,
+    /// How often it has failed here.
+    pub(super) failed: u32,
+    pub(super) failure: Failure,
+}
+
+impl Partition {
+    pub(super) fn new(
+        name: TopicPartition,
+        epoch: u64,
+        order: ProcessingOrder,
+        run_records: usize,
+        attempts_before: u32,
+        start: CommittedOffset,
+    ) -> Self {
+        Self {
+            name,
+            epoch,
+            order,
+            run_records,
+            attempts_before,
+            offsets: Offsets::new(start.next_offset, &start.metadata),
+            lanes: HashMap::new(),
+            ready: VecDeque::new(),
+            loose: VecDeque::new(),
+            blocked: BTreeSet::new(),
+            held: VecDeque::new(),
+            bytes: 0,
+            running: 0,
+            hopping: 0,
+            stop: Arc::default(),
+            pauses: BTreeSet::new(),
+            committed: start,
+        }
+    }
+
+    /// Takes in what was read. Of a retry topic a record is not handled before it has stood there for `held_for`.
+    pub(super) fn take_in(&mut self, batch: Batch, held_for: Option<Duration>) {
+        for record in batch.records {
+            if !self.offsets.read(record.offset) {
+                continue;
+            }
+            self.bytes += size_bytes(&record);
+            match held_for {
+                None => self.queue(record),
+                Some(delay) => self
+                    .held
+                    .push_back((record.timestamp_ms.saturating_add(millis(delay)), record)),
+            }
+        }
+        self.offsets.reach(batch.next_offset);
+    }
+
+    /// Puts a record behind the others of its lane.
+    fn queue(&mut self, record: Record) {
+        let id = match (self.order, &record.key) {
+            (ProcessingOrder::Partition, _) => LaneId::Partition,
+            (ProcessingOrder::Key, Some(key)) => LaneId::Key(key.clone()),
+            (ProcessingOrder::Key, None) | (ProcessingOrder::Unordered, _) => {
+                self.loose.push_back(record);
+                return;
+            }
+        };
+        match self.lanes.entry(id) {
+            Entry::Occupied(lane) => lane.into_mut().records.push_back(record),
+            Entry::Vacant(vacant) => {
+                self.ready.push_back(vacant.key().clone());
+                vacant.insert(Lane::new(record));
+            }
+        }
+    }
+
+    /// Lets go on what has become due.
+    pub(super) fn wake(&mut self, now: Instant, now_ms: i64) {
+        while self.held.front().is_some_and(|(due_ms, _)| *due_ms <= now_ms)
+            && let Some((_, record)) = self.held.pop_front()
+        {
+            self.queue(record);
+        }
+        while self.blocked.first().is_some_and(|(due, _)| *due <= now)
+            && let Some((_, id)) = self.blocked.pop_first()
+        {
+            self.make_ready(id);
+        }
+    }
+
+    /// When [`Partition::wake`] has something to do.
+    pub(super) fn wake_at(&self, now: Instant, now_ms: i64) -> Option<Instant> {
+        let wait = |due_ms: i64| Duration::from_millis(due_ms.saturating_sub(now_ms).try_into().unwrap_or(0));
+        let held = self.held.front().map(|(due_ms, _)| now + wait(*due_ms));
+        let blocked = self.blocked.first().map(|(due, _)| *due);
+        held.into_iter().chain(blocked).min()
+    }
+
+    /// The next run, if there is one and nothing speaks against it. `workers` share the loose records.
+    pub(super) fn next_run(&mut self, workers: usize) -> Option<Run> {
+        if self.is_stopped() {
+            return None;
+        }
+        let (lane, records, failed) = match self.ready.pop_front() {
+            Some(id) => {
+                let lane = self.lanes.get_mut(&id)?;
+                lane.state = LaneState::Running;
+                let records = match lane.records.len() <= self.run_records {
+                    true => std::mem::take(&mut lane.records).into(),
+                    false => lane.records.drain(..self.run_records).collect(),
+                };
+                (id, records, lane.failed)
+            }
+            None if self.loose.is_empty() => return None,
+            None => {
+                // What one worker is slow with another cannot do: half of its share is left for later.
+                let share = self.loose.len() / (2 * workers);
+                let count = share.clamp(1, LOOSE_RUN_RECORDS.min(self.run_records));
+                (LaneId::Loose, self.loose.drain(..count).collect(), 0)
+            }
+        };
+        self.running += 1;
+        Some(Run {
+            partition: self.name.clone(),
+            epoch: self.epoch,
+            lane,
+            records,
+            attempts: Attempts {
+                first: self.attempts_before + failed + 1,
+                others: self.attempts_before + 1,
+            },
+            stop: self.stop.clone(),
+        })
+    }
+
+    /// Takes note of what became of a run. If its first record that is not done has failed, the lane stands still until one of
+    /// [`Partition::block`] and [`Partition::pass`].
+    pub(super) fn ended(&mut self, ended: Ended) -> Option<Failed> {
+        let Ended { run, handled } = ended;
+        self.running -= 1;
+        let mut records = run.records;
+        let mut rest = records.split_off(handled.done.min(records.len()));
+        for record in &records {
+            self.bytes -= size_bytes(record);
+            self.offsets.complete(record.offset);
+        }
+        let id = match (run.lane, &handled.failure) {
+            (LaneId::Loose, failure) => {
+                let failed = failure.is_some() && !rest.is_empty();
+                let failed = failed.then(|| rest.remove(0));
+                for record in rest.drain(..).rev() {
+                    self.loose.push_front(record);
+                }
+                let failed = failed?;
+                let id = LaneId::Record(failed.offset);
+                self.lanes.insert(id.clone(), Lane::new(failed));
+                id
+            }
+            (id, _) => id,
+        };
+        let lane = self.lanes.get_mut(&id)?;
+        if !records.is_empty() {
+            lane.failed = 0;
+        }
+        for record in rest.into_iter().rev() {
+            lane.records.push_front(record);
+        }
+        match (handled.failure, lane.records.front()) {
+            (_, None) => {
+                self.lanes.remove(&id);
+                None
+            }
+            (None, Some(_)) => {
+                lane.state = LaneState::Ready;
+                self.ready.push_back(id);
+                None
+            }
+            (Some(failure), Some(record)) => {
+                if lane.failed == 0 {
+                    lane.failed_since = Some(Instant::now());
+                }
+                lane.failed += 1;
+                lane.state = LaneState::Hopping;
+                self.hopping += 1;
+                Some(Failed {
+                    record: record.clone(),
+                    failed: lane.failed,
+                    lane: id,
+                    failure,
+                })
+            }
+        }
+    }
+
+    /// Lets a lane whose first record has failed wait until `due`.
+    pub(super) fn block(&mut self, id: LaneId, due: Instant, failure: Failure) {
+        if let Some(lane) = self.lanes.get_mut(&id)
+            && let LaneState::Hopping = lane.state
+        {
+            self.hopping -= 1;
+            lane.state = LaneState::Blocked { due, failure };
+            self.blocked.insert((due, id));
+        }
+    }
+
+    /// The first record of a lane has failed and stands elsewhere now: the lane goes on behind it.
+    pub(super) fn pass(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let LaneState::Hopping = lane.state else { return };
+        self.hopping -= 1;
+        let Some(record) = lane.records.pop_front() else { return };
+        lane.failed = 0;
+        self.bytes -= size_bytes(&record);
+        self.offsets.complete(record.offset);
+        match lane.records.is_empty() {
+            true => drop(self.lanes.remove(&id)),
+            false => self.make_ready(id),
+        }
+    }
+
+    fn make_ready(&mut self, id: LaneId) {
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            lane.state = LaneState::Ready;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// What to commit, if that is not what was committed last. `exact`: only if the metadata has room for all that is done.
+    pub(super) fn committable(&self, exact: bool) -> Option<Mark> {
+        let (metadata, is_all) = self.offsets.metadata();
+        let offset = CommittedOffset {
+            next_offset: self.offsets.committable(),
+            metadata,
+        };
+        (offset != self.committed && (is_all || !exact)).then(|| Mark {
+            partition: self.name.clone(),
+            epoch: self.epoch,
+            offset,
+        })
+    }
+
+    /// Takes note of what was committed.
+    pub(super) fn committed(&mut self, offset: CommittedOffset) {
+        self.committed = offset;
+    }
+
+    /// Adds or takes away a reason for pausing. Says whether that changed something.
+    pub(super) fn set_paused(&mut self, reason: PauseReason, paused: bool) -> bool {
+        let changed = match paused {
+            true => self.pauses.insert(reason),
+            false => self.pauses.remove(&reason),
+        };
+        self.stop.store(self.is_stopped(), Ordering::Relaxed);
+        changed
+    }
+
+    /// Whether nothing may be handed to the handler.
+    fn is_stopped(&self) -> bool {
+        self.pauses.contains(&PauseReason::User) || self.pauses.contains(&PauseReason::Leaving)
+    }
+
+    /// Ends what is under way after the record in hand.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn describe(&self) -> PartitionState {
+        let now = Instant::now();
+        let blocked = self.blocked.iter().filter_map(|(_, id)| {
+            let lane = self.lanes.get(id)?;
+            let LaneState::Blocked { due, failure } = &lane.state else {
+                return None;
+            };
+            Some(BlockedLane {
+                key: match id {
+                    LaneId::Key(key) => Some(key.clone()),
+                    LaneId::Partition | LaneId::Record(_) | LaneId::Loose => None,
+                },
+                offset: lane.records.front()?.offset,
+                attempts: self.attempts_before + lane.failed,
+                kind: failure.kind,
+                message: failure.message.clone(),
+                since: lane.failed_since.map_or(Duration::ZERO, |since| now - since),
+                due_in: *due - now,
+                waiting: lane.records.len() - 1,
+            })
+        });
+        PartitionState {
+            partition: self.name.clone(),
+            committed: self.committed.next_offset,
+            done: self.offsets.committable(),
+            read: self.offsets.position(),
+            open: self.offsets.open(),
+            open_bytes: self.bytes,
+            pauses: self.pauses.iter().copied().collect(),
+            blocked: blocked.collect(),
+        }
+    }
+
+    /// Bytes of the records that are not done.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Records that are not done.
+    pub(super) fn open(&self) -> usize {
+        self.offsets.open()
+    }
+
+    /// Whether none of its records is being handled or on its way to another topic.
+    pub(super) fn is_idle(&self) -> bool {
+        self.running == 0 && self.hopping == 0
+    }
+}
+
+impl Lane {
+    fn new(record: Record) -> Self {
+        Self {
+            records: VecDeque::from([record]),
+            state: LaneState::Ready,
+            failed: 0,
+            failed_since: None,
+        }
+    }
+}
+
+impl Run {
+    /// Whether the next record may be handled.
+    pub(super) fn may_go_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+}
+
+fn size_bytes(record: &Record) -> usize {
+    let headers: usize = record
+        .headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
+    record.key.as_ref().map_or(0, Bytes::len)
+        + record.value.as_ref().map_or(0, Bytes::len)
+        + headers
+        + RECORD_OVERHEAD_BYTES
+}

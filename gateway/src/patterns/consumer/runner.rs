@@ -1,0 +1,627 @@
+//! The task behind a consumer: the only one that knows the partitions.
+//!
+//! It takes what the group member brings, hands runs to the pool, notes what became of them, and commits. Nothing here waits for a
+//! handler, a delivery or a commit: they are [`Operation`]s beside the loop, so that no rebalance, command or other partition
+//! waits for them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::commit::{self, Committer, Mark, Origin, Outcome};
+use super::handle::{Command, ConsumerHandle, ConsumerState, WAITING_COMMANDS};
+use super::handler::{AnyHandler, Failure, FailureKind};
+use super::partition::{Ended, Failed, LaneId, Partition, PauseReason};
+use super::pool::Pool;
+use super::{ConsumerBuilder, DeliveryGuarantee};
+use crate::log::{
+    self, Batch, CommittedOffset, GroupEvent, GroupMember, GroupSettings, Log, Producer, ProducerRecord,
+    ProducerSettings, Record, TopicPartition,
+};
+use crate::patterns::dead_letter::{Route, Routes, Why};
+use crate::patterns::{Error, now_ms};
+
+/// Runs that wait for a worker at most; the others wait in their partitions.
+const WAITING_RUNS: usize = 1000;
+
+/// Records of one partition that are not done at most. Behind it the partition is paused: one that stays blocked lets others go
+/// by so far only.
+const OPEN_RECORDS: usize = 100_000;
+
+/// First and longest wait before a record that was not written is written again.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// How long beyond its handlers a partition that leaves waits for the commit of what they have done.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) async fn start(
+    log: Log,
+    settings: Arc<ConsumerBuilder>,
+    handler: Box<dyn AnyHandler>,
+) -> Result<ConsumerHandle, Error> {
+    let routes = Routes::new(&log, &settings.group, &settings.topics, &settings.retry).await?;
+    let producer = log.producer(ProducerSettings::default()).await?;
+    let committer = Committer::new(&log, &settings).await?;
+    let member = log
+        .join_group(GroupSettings {
+            session_timeout: settings.session_timeout,
+            // The runner lets go by itself; this is for one that hangs.
+            release_timeout: settings.drain_timeout + 2 * COMMIT_PATIENCE,
+            start_at: settings.start_at,
+            ..GroupSettings::new(&settings.group, routes.consumed())
+        })
+        .await?;
+    let (commands, asked) = mpsc::channel(WAITING_COMMANDS);
+    let stopping = CancellationToken::new();
+    let for_handlers = (!committer.is_transactional()).then(|| producer.clone());
+    let runner = Runner {
+        pool: Pool::new(settings.pool, handler, for_handlers),
+        settings,
+        routes,
+        producer,
+        committer,
+        member,
+        partitions: HashMap::new(),
+        last_epoch: 0,
+        paused: Paused::default(),
+        operations: FuturesUnordered::new(),
+        drains: Vec::new(),
+        stopping: stopping.clone(),
+    };
+    let runner = tokio::spawn(runner.run(asked));
+    Ok(ConsumerHandle::new(commands, stopping, runner))
+}
+
+struct Runner {
+    settings: Arc<ConsumerBuilder>,
+    routes: Routes,
+    pool: Pool,
+    /// For records that go to another topic outside a transaction.
+    producer: Producer,
+    committer: Committer,
+    member: GroupMember,
+    partitions: HashMap<TopicPartition, Assigned>,
+    last_epoch: u64,
+    paused: Paused,
+    operations: FuturesUnordered<BoxFuture<'static, Operation>>,
+    /// Who waits until nothing is in hand.
+    drains: Vec<oneshot::Sender<()>>,
+    stopping: CancellationToken,
+}
+
+/// A partition with what the runner adds to it.
+struct Assigned {
+    state: Partition,
+    route: Arc<Route>,
+    leaving: Option<Leaving>,
+    /// Ends what goes on for the partition beside the runner.
+    gone: CancellationToken,
+}
+
+/// How a partition leaves.
+struct Leaving {
+    /// Until when its handlers may go on.
+    by: Instant,
+    /// Whether the group waits for it.
+    release: bool,
+    /// When its handlers had finished, or their time was over.
+    idle_at: Option<Instant>,
+}
+
+/// What the application has paused, whoever owns it now.
+#[derive(Default)]
+struct Paused {
+    all: bool,
+    partitions: HashSet<TopicPartition>,
+}
+
+/// Something that went on beside the loop and has ended.
+pub(super) enum Operation {
+    Committed(Outcome),
+    /// The first record of a lane is on another topic.
+    Hopped(TopicPartition, u64, LaneId),
+    /// The partition was gone before that.
+    Abandoned,
+}
+
+impl Runner {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), Error> {
+        let stopping = self.stopping.clone();
+        let mut stopped = false;
+        loop {
+            self.dispatch();
+            self.flow().await?;
+            self.commit();
+            self.let_go().await?;
+            self.answer_drains();
+            if stopped && self.partitions.is_empty() {
+                return Ok(());
+            }
+            let may_take = self.committer.may_take();
+            let wake_at = self.wake_at();
+            tokio::select! {
+                () = stopping.cancelled(), if !stopped => {
+                    stopped = true;
+                    self.leave_all();
+                }
+                event = self.member.next(), if may_take => {
+                    self.event(event).await?;
+                    if stopped {
+                        self.leave_all();
+                    }
+                }
+                ended = self.pool.ended() => for ended in ended {
+                    self.ended(ended);
+                },
+                Some(operation) = self.operations.next() => self.operation(operation)?,
+                Some(command) = commands.recv() => self.obey(command),
+                () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => self.wake(),
+            }
+        }
+    }
+
+    async fn event(&mut self, event: log::Result<GroupEvent>) -> Result<(), Error> {
+        match event {
+            Ok(GroupEvent::Assigned(partitions)) => {
+                for (partition, start) in partitions {
+                    self.assign(partition, start);
+                }
+            }
+            Ok(GroupEvent::Records(batch)) => {
+                // Of a partition that leaves nothing more is begun.
+                let assigned = self.partitions.get(&batch.partition);
+                if let Some(assigned) = assigned.filter(|assigned| assigned.leaving.is_none()) {
+                    match self.settings.guarantee {
+                        DeliveryGuarantee::AtMostOnce => self.committer.commit_first(assigned.state.epoch, batch),
+                        DeliveryGuarantee::AtLeastOnce | DeliveryGuarantee::ExactlyOnce => self.feed(batch),
+                    }
+                }
+            }
+            Ok(GroupEvent::Revoked(partitions)) => {
+                tracing::debug!(group = self.settings.group, ?partitions, "partitions revoked");
+                let (known, unknown): (Vec<_>, Vec<_>) = partitions
+                    .into_iter()
+                    .partition(|partition| self.partitions.contains_key(partition));
+                for partition in known {
+                    self.leave(&partition, true);
+                }
+                self.member.release(unknown).await?;
+            }
+            Ok(GroupEvent::Lost(partitions)) => {
+                tracing::warn!(group = self.settings.group, ?partitions, "partitions lost");
+                for partition in partitions {
+                    self.forget(&partition);
+                }
+            }
+            Err(error) if error.is_retriable() => {
+                tracing::warn!(group = self.settings.group, %error, "the group cannot be reached; trying on");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn assign(&mut self, partition: TopicPartition, start: CommittedOffset) {
+        tracing::debug!(group = self.settings.group, %partition, offset = start.next_offset.0, "partition assigned");
+        self.forget(&partition);
+        let Some(route) = self.routes.of(&partition.topic) else {
+            tracing::error!(group = self.settings.group, %partition, "a partition of a topic that was not asked for");
+            return;
+        };
+        self.last_epoch += 1;
+        let mut state = Partition::new(
+            partition.clone(),
+            self.last_epoch,
+            self.settings.order,
+            self.settings.run_records,
+            route.attempts_before,
+            start,
+        );
+        state.set_paused(PauseReason::User, self.paused.contains(&partition));
+        let assigned = Assigned {
+            state,
+            route,
+            leaving: None,
+            gone: CancellationToken::new(),
+        };
+        self.partitions.insert(partition, assigned);
+    }
+
+    fn feed(&mut self, batch: Batch) {
+        if let Some(assigned) = self.partitions.get_mut(&batch.partition) {
+            let held_for = assigned.route.held_for;
+            assigned.state.take_in(batch, held_for);
+            assigned.state.wake(Instant::now(), now_ms());
+            self.committer.touch();
+        }
+    }
+
+    /// Hands runs to the pool, one of each partition in turn.
+    fn dispatch(&mut self) {
+        if !self.committer.has_room() {
+            return;
+        }
+        let mut room = WAITING_RUNS.saturating_sub(self.pool.waiting());
+        let mut runs = Vec::new();
+        loop {
+            let before = runs.len();
+            for assigned in self.partitions.values_mut() {
+                if room == 0 {
+                    break;
+                }
+                if let Some(run) = assigned.state.next_run(self.settings.pool) {
+                    runs.push(run);
+                    room -= 1;
+                }
+            }
+            if runs.len() == before {
+                break;
+            }
+        }
+        if !runs.is_empty() {
+            self.pool.start(runs);
+        }
+    }
+
+    /// Pauses partitions of which enough waits, and resumes those of which half of it is done.
+    async fn flow(&mut self) -> Result<(), Error> {
+        let most = self.settings.buffer_bytes;
+        let (mut pause, mut resume) = (Vec::new(), Vec::new());
+        for (partition, assigned) in &mut self.partitions {
+            let state = &mut assigned.state;
+            let full = state.bytes() >= most || state.open() >= OPEN_RECORDS;
+            let roomy = state.bytes() <= most / 2 && state.open() <= OPEN_RECORDS / 2;
+            if full && state.set_paused(PauseReason::Full, true) {
+                pause.push(partition.clone());
+            } else if roomy && state.set_paused(PauseReason::Full, false) {
+                resume.push(partition.clone());
+            }
+        }
+        if !pause.is_empty() {
+            self.member.pause(pause).await?;
+        }
+        if !resume.is_empty() {
+            self.member.resume(resume).await?;
+        }
+        Ok(())
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let now_ms = now_ms();
+        let partitions = self.partitions.values();
+        let due = partitions
+            .clone()
+            .filter_map(|assigned| assigned.state.wake_at(now, now_ms));
+        let leave = partitions.filter_map(|assigned| Some(assigned.leaving.as_ref()?.wake_at()));
+        due.chain(leave).chain(self.committer.wake_at()).min()
+    }
+
+    fn wake(&mut self) {
+        let (now, now_ms) = (Instant::now(), now_ms());
+        for assigned in self.partitions.values_mut() {
+            assigned.state.wake(now, now_ms);
+        }
+    }
+
+    fn ended(&mut self, mut ended: Ended) {
+        let partition = ended.run.partition.clone();
+        // Of an earlier assignment: whoever owns the partition now does it again.
+        let assigned = self.partitions.get_mut(&partition);
+        let Some(assigned) = assigned.filter(|assigned| assigned.state.epoch == ended.run.epoch) else {
+            return;
+        };
+        let sent = std::mem::take(&mut ended.handled.sent);
+        self.committer.send(&ended.run, sent);
+        self.committer.touch();
+        if let Some(failed) = assigned.state.ended(ended) {
+            self.failed(&partition, failed);
+        }
+    }
+
+    /// Decides what becomes of a failed record.
+    fn failed(&mut self, partition: &TopicPartition, failed: Failed) {
+        let Some(assigned) = self.partitions.get_mut(partition) else {
+            return;
+        };
+        let group = &self.settings.group;
+        let attempts = assigned.route.attempts_before + failed.failed;
+        let (offset, reason) = (failed.record.offset, &failed.failure.message);
+        let retriable = failed.failure.kind.is_retriable();
+        if retriable && let Some(delay) = assigned.route.delay(failed.failed) {
+            tracing::warn!(
+                group, %partition, offset, attempts, delay_ms = delay.as_millis() as u64,
+                "a record failed and is tried again: {reason}"
+            );
+            assigned
+                .state
+                .block(failed.lane, Instant::now() + delay, failed.failure);
+            return;
+        }
+        let (route, epoch) = (assigned.route.clone(), assigned.state.epoch);
+        let record = self.hop_record(&route, partition, &failed.record, attempts, &failed.failure);
+        if self.committer.is_transactional() {
+            self.committer.hop(partition, epoch, record);
+            if let Some(assigned) = self.partitions.get_mut(partition) {
+                assigned.state.pass(failed.lane);
+            }
+            return;
+        }
+        let done = Operation::Hopped(partition.clone(), epoch, failed.lane);
+        if let Some(assigned) = self.partitions.get(partition) {
+            let hopping = write(self.producer.clone(), record, assigned.gone.clone(), done);
+            self.operations.push(hopping.boxed());
+        }
+    }
+
+    /// The record as it leaves for the topic that its failure leads to.
+    fn hop_record(
+        &self,
+        route: &Route,
+        partition: &TopicPartition,
+        record: &Record,
+        attempts: u32,
+        failure: &Failure,
+    ) -> ProducerRecord {
+        let group = &self.settings.group;
+        let hop = route.hop(failure.kind.is_retriable());
+        let reason = &failure.message;
+        tracing::warn!(
+            group, %partition, offset = record.offset, attempts, to = hop.topic(),
+            "a record failed and leaves: {reason}"
+        );
+        let why = Why {
+            group,
+            attempts,
+            kind: failure.kind.as_str(),
+            message: reason,
+        };
+        hop.record(partition, record, route.held_for.is_some(), &why)
+    }
+
+    fn operation(&mut self, operation: Operation) -> Result<(), Error> {
+        match operation {
+            Operation::Hopped(partition, epoch, lane) => {
+                if let Some(assigned) = self.of_epoch(&partition, epoch) {
+                    assigned.state.pass(lane);
+                    self.committer.touch();
+                }
+            }
+            Operation::Abandoned => {}
+            Operation::Committed(outcome) => return self.committed(outcome),
+        }
+        Ok(())
+    }
+
+    fn of_epoch(&mut self, partition: &TopicPartition, epoch: u64) -> Option<&mut Assigned> {
+        let assigned = self.partitions.get_mut(partition)?;
+        (assigned.state.epoch == epoch).then_some(assigned)
+    }
+
+    /// Begins a commit when it is time and there is something to commit.
+    fn commit(&mut self) {
+        let urgent = !self.drains.is_empty() || self.partitions.values().any(Assigned::waits_for_commit);
+        if !self.committer.is_due(urgent) {
+            return;
+        }
+        let early = self.settings.guarantee == DeliveryGuarantee::AtMostOnce;
+        let partitions = self.partitions.values();
+        let marks: Vec<Mark> = partitions
+            // At most once: what was committed before it was handled is taken back when it leaves unhandled.
+            .filter(|assigned| !early || assigned.waits_for_commit())
+            .filter_map(|assigned| assigned.state.committable(self.committer.is_exact()))
+            .collect();
+        if let Some(commit) = self.committer.begin(&self.member, marks) {
+            self.operations.push(commit.map(Operation::Committed).boxed());
+        }
+    }
+
+    fn committed(&mut self, outcome: Outcome) -> Result<(), Error> {
+        let is_current = |partition: &TopicPartition, epoch| {
+            let assigned = self.partitions.get(partition);
+            assigned.is_some_and(|assigned| assigned.state.epoch == epoch)
+        };
+        let (marks, result) = self.committer.end(outcome, is_current);
+        match result {
+            Ok(batches) => {
+                for mark in marks {
+                    if let Some(assigned) = self.of_epoch(&mark.partition, mark.epoch) {
+                        assigned.state.committed(mark.offset);
+                    }
+                }
+                for (epoch, batch) in batches {
+                    let assigned = self.of_epoch(&batch.partition, epoch);
+                    // What leaves is handed back, not begun.
+                    if assigned.is_some_and(|assigned| assigned.leaving.is_none()) {
+                        self.feed(batch);
+                    }
+                }
+            }
+            Err(error) if commit::may_pass(&error) => {
+                tracing::warn!(group = self.settings.group, %error, "a commit failed and is tried again");
+            }
+            Err(error) if let Some((partition, epoch, origin)) = self.committer.take_refused(&error) => {
+                self.refused(&partition, epoch, &origin, &error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// A record whose handler sent what the log does not take becomes a dead letter, in place of what was sent.
+    fn refused(&mut self, partition: &TopicPartition, epoch: u64, origin: &Origin, error: &log::Error) {
+        let Some(assigned) = self.of_epoch(partition, epoch) else {
+            return;
+        };
+        let route = assigned.route.clone();
+        let failed = Failure {
+            kind: FailureKind::NonRetriable,
+            message: format!("what the handler sent is refused: {error}"),
+        };
+        let record = self.hop_record(&route, partition, &origin.record, origin.attempts, &failed);
+        self.committer.hop(partition, epoch, record);
+    }
+
+    fn leave_all(&mut self) {
+        let all: Vec<_> = self.partitions.keys().cloned().collect();
+        for partition in all {
+            self.leave(&partition, false);
+        }
+    }
+
+    /// Begins to let a partition go: handlers finish what they have in hand.
+    fn leave(&mut self, partition: &TopicPartition, release: bool) {
+        let Some(assigned) = self.partitions.get_mut(partition) else {
+            return;
+        };
+        match &mut assigned.leaving {
+            Some(leaving) => leaving.release |= release,
+            None => {
+                assigned.state.set_paused(PauseReason::Leaving, true);
+                assigned.leaving = Some(Leaving {
+                    by: Instant::now() + self.settings.drain_timeout,
+                    release,
+                    idle_at: None,
+                });
+                self.pool.take_back(partition);
+                self.committer.hand_back(partition);
+            }
+        }
+    }
+
+    /// Lets partitions go of which nothing is in hand and everything done is committed, or whose time is over.
+    async fn let_go(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        let (is_exact, is_committing) = (self.committer.is_exact(), self.committer.is_committing());
+        let (mut gone, mut released) = (Vec::new(), Vec::new());
+        for (partition, assigned) in &mut self.partitions {
+            let Some(leaving) = &mut assigned.leaving else { continue };
+            if !assigned.state.is_idle() && now < leaving.by {
+                continue;
+            }
+            let idle_at = *leaving.idle_at.get_or_insert(now);
+            let is_committed = !is_committing && assigned.state.committable(is_exact).is_none();
+            if is_committed || now >= idle_at + COMMIT_PATIENCE {
+                gone.push(partition.clone());
+                if leaving.release {
+                    released.push(partition.clone());
+                }
+            }
+        }
+        for partition in gone {
+            self.forget(&partition);
+        }
+        if !released.is_empty() {
+            self.member.release(released).await?;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, partition: &TopicPartition) {
+        if let Some(assigned) = self.partitions.remove(partition) {
+            assigned.gone.cancel();
+            assigned.state.stop();
+            self.pool.take_back(partition);
+            self.committer.forget(partition);
+        }
+    }
+
+    fn answer_drains(&mut self) {
+        if self.drains.is_empty() || self.committer.is_committing() {
+            return;
+        }
+        let exact = self.committer.is_exact();
+        let done = |assigned: &Assigned| assigned.state.is_idle() && assigned.state.committable(exact).is_none();
+        if self.partitions.values().all(done) {
+            for drain in self.drains.drain(..) {
+                // Who no longer waits need not know.
+                let _ = drain.send(());
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Pause(partitions, paused) => {
+                self.paused.set(partitions.as_deref(), paused);
+                for (partition, assigned) in &mut self.partitions {
+                    let paused = self.paused.contains(partition);
+                    assigned.state.set_paused(PauseReason::User, paused);
+                }
+            }
+            Command::State(reply) => {
+                let mut partitions: Vec<_> = self
+                    .partitions
+                    .values()
+                    .map(|assigned| assigned.state.describe())
+                    .collect();
+                partitions.sort_by(|a, b| a.partition.cmp(&b.partition));
+                // Who no longer waits need not know.
+                let _ = reply.send(ConsumerState {
+                    partitions,
+                    commits: self.committer.commits(),
+                });
+            }
+            Command::Drain(reply) => self.drains.push(reply),
+        }
+    }
+}
+
+impl Assigned {
+    /// Whether it goes as soon as what is done is committed.
+    fn waits_for_commit(&self) -> bool {
+        let by = self.leaving.as_ref().map(|leaving| leaving.by);
+        by.is_some_and(|by| self.state.is_idle() || Instant::now() >= by)
+    }
+}
+
+impl Leaving {
+    /// When it is over, whatever happens.
+    fn wake_at(&self) -> Instant {
+        self.idle_at.map_or(self.by, |idle_at| idle_at + COMMIT_PATIENCE)
+    }
+}
+
+impl Paused {
+    fn set(&mut self, partitions: Option<&[TopicPartition]>, paused: bool) {
+        match partitions {
+            None => {
+                self.all = paused;
+                self.partitions.clear();
+            }
+            Some(partitions) if paused => self.partitions.extend(partitions.iter().cloned()),
+            Some(partitions) => self.partitions.retain(|partition| !partitions.contains(partition)),
+        }
+    }
+
+    fn contains(&self, partition: &TopicPartition) -> bool {
+        self.all || self.partitions.contains(partition)
+    }
+}
+
+/// Writes a record until it is written or the partition has gone: it is not done before.
+async fn write(producer: Producer, record: ProducerRecord, gone: CancellationToken, done: Operation) -> Operation {
+    let mut wait = BACK_OFF.0;
+    loop {
+        let error = tokio::select! {
+            () = gone.cancelled() => return Operation::Abandoned,
+            written = producer.append(record.clone()) => match written {
+                Ok(_) => return done,
+                Err(error) => error,
+            }
+        };
+        tracing::error!(topic = %record.topic, %error, "a record that failed cannot be written there; trying on: {error}");
+        tokio::select! {
+            () = gone.cancelled() => return Operation::Abandoned,
+            () = sleep(wait) => {}
+        }
+        wait = (wait * 2).min(BACK_OFF.1);
+    }
+}

@@ -1,0 +1,432 @@
+//! What becomes of records whose handler fails.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use barnabas::log::{ProducerRecord, Record};
+use barnabas::patterns::Error;
+use barnabas::patterns::consumer::{DeliveryGuarantee, HandlerError, ProcessingOrder};
+use barnabas::patterns::dead_letter::{dead_letter_topic, header};
+use barnabas::patterns::retry::{BackOff, RetryPolicy, RetryTopics};
+use barnabas_tests::on_both_logs;
+use barnabas_tests::site::Engine;
+use futures_util::future::BoxFuture;
+
+use super::support::{Bench, Call, Calls, TopicSpec, by_key, nothing, within};
+
+on_both_logs!(
+    a_blocked_partition_is_tried_again_in_time_and_keeps_its_order,
+    a_blocked_key_delays_no_other_and_holds_the_offset,
+    a_blocked_partition_lets_the_others_go_on,
+    errors_panics_and_timeouts_become_dead_letters,
+    what_fails_goes_from_retry_topic_to_retry_topic_and_never_early,
+    blocking_and_retry_topics_come_one_after_the_other,
+    a_dead_letter_that_cannot_be_written_is_not_passed_over,
+    a_shutdown_does_not_wait_for_what_is_blocked,
+    topics_that_do_not_exist_or_forget_too_early_are_refused,
+    in_a_transaction_what_fails_leaves_with_its_offset,
+);
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn unreachable_provider() -> HandlerError {
+    HandlerError::retriable("the provider is away")
+}
+
+/// Fails for values with this beginning, so often as the second parameter says.
+fn failing(
+    value: &'static str,
+    times: usize,
+) -> impl Fn(&Call) -> BoxFuture<'static, Result<(), HandlerError>> + Send + Sync {
+    let failed = Arc::new(AtomicUsize::new(0));
+    move |call: &Call| -> BoxFuture<'static, _> {
+        let fails = call.value == value && failed.fetch_add(1, Ordering::SeqCst) < times;
+        Box::pin(async move { if fails { Err(unreachable_provider()) } else { Ok(()) } })
+    }
+}
+
+fn header_of<'a>(record: &'a Record, name: &str) -> &'a str {
+    record.headers.last_str(name).unwrap_or("none")
+}
+
+async fn a_blocked_partition_is_tried_again_in_time_and_keeps_its_order(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    bench.append_many(20, |_| "user".to_owned()).await;
+    let calls = Calls::default();
+    let back_off = BackOff::exponential(ms(50), 2.0, ms(300));
+    let builder = bench.builder().retry(RetryPolicy::Blocking(back_off));
+    let consumer = bench.note(builder, &calls, failing("7", 5)).await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let all = calls.all();
+    let tries = calls.of("7");
+    assert_eq!(
+        tries.iter().map(|call| call.attempt).collect::<Vec<_>>(),
+        [1, 2, 3, 4, 5, 6]
+    );
+    for (pair, least) in tries.windows(2).zip([50, 100, 200, 300, 300]) {
+        let waited = pair[1].at - pair[0].at;
+        assert!(waited >= ms(least), "attempt {} came after {waited:?}", pair[1].attempt);
+    }
+    let mut numbers = by_key(&all).remove("user").expect("calls");
+    numbers.dedup();
+    assert_eq!(numbers, (0..20).collect::<Vec<_>>());
+}
+
+async fn a_blocked_key_delays_no_other_and_holds_the_offset(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    bench.append_many(100, |number| (number % 10).to_string()).await;
+    let calls = Calls::default();
+    let well = Arc::new(AtomicBool::new(false));
+    let work = {
+        let well = well.clone();
+        move |call: &Call| -> BoxFuture<'static, _> {
+            let fails = call.key == "3" && !well.load(Ordering::SeqCst);
+            Box::pin(async move { if fails { Err(unreachable_provider()) } else { Ok(()) } })
+        }
+    };
+    let builder = bench
+        .builder()
+        .order(ProcessingOrder::Key)
+        .retry(RetryPolicy::Blocking(BackOff::fixed(ms(30)).infinite()));
+    let consumer = bench.note(builder, &calls, work).await;
+    calls
+        .until("all other keys are handled", |calls| {
+            calls.iter().filter(|call| call.key != "3").count() == 90
+        })
+        .await;
+    calls
+        .until("the key is tried again", |calls| {
+            calls.iter().filter(|call| call.key == "3").count() > 3
+        })
+        .await;
+    let partition = calls.all()[0].partition.clone();
+    within("the offset before the key", async {
+        while bench.committed(&partition).await != Some(3) {
+            tokio::time::sleep(ms(10)).await;
+        }
+    })
+    .await;
+    let state = consumer.state().await.expect("a state");
+    let blocked = &state.partitions[0].blocked[0];
+    assert_eq!(
+        (blocked.offset, blocked.key.as_deref(), blocked.waiting),
+        (3, Some(&b"3"[..]), 9)
+    );
+    assert!(blocked.message.contains("the provider is away"));
+    assert!(
+        calls.all().iter().all(|call| call.key != "3" || call.value == "3"),
+        "nothing passes the blocked record"
+    );
+
+    // A member that takes over does not do again what stands behind it.
+    consumer.shutdown().await.expect("a good end");
+    let before = calls.len();
+    well.store(true, Ordering::SeqCst);
+    let builder = bench.builder().order(ProcessingOrder::Key);
+    let consumer = bench.note(builder, &calls, nothing).await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let later: Vec<_> = calls.all().split_off(before);
+    assert_eq!(
+        later.iter().map(|call| call.key.as_str()).collect::<Vec<_>>(),
+        ["3"; 10]
+    );
+}
+
+async fn a_blocked_partition_lets_the_others_go_on(engine: Engine) {
+    let bench = Bench::new(engine, 2).await;
+    bench.append_many(200, |number| number.to_string()).await;
+    let calls = Calls::default();
+    let well = Arc::new(AtomicBool::new(false));
+    let work = {
+        let well = well.clone();
+        move |call: &Call| -> BoxFuture<'static, _> {
+            let fails = call.partition.partition == 0 && !well.load(Ordering::SeqCst);
+            Box::pin(async move { if fails { Err(unreachable_provider()) } else { Ok(()) } })
+        }
+    };
+    let builder = bench
+        .builder()
+        .pool(1)
+        .retry(RetryPolicy::Blocking(BackOff::fixed(ms(20)).infinite()));
+    let consumer = bench.note(builder, &calls, work).await;
+    let in_second = bench
+        .read(&bench.topic)
+        .await
+        .iter()
+        .filter(|(partition, _)| partition.partition == 1)
+        .count();
+    let handled = |calls: &[Call]| calls.iter().filter(|call| call.partition.partition == 1).count();
+    calls
+        .until("the other partition is handled", |calls| handled(calls) == in_second)
+        .await;
+    assert!(
+        calls
+            .all()
+            .iter()
+            .all(|call| call.partition.partition == 1 || call.offset == 0)
+    );
+    well.store(true, Ordering::SeqCst);
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+}
+
+async fn errors_panics_and_timeouts_become_dead_letters(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    for value in ["well", "hopeless", "panics", "hangs", "fails", "skipped", "well too"] {
+        let record = ProducerRecord::to(bench.topic.as_str())
+            .key("key")
+            .value(value)
+            .header("mine", "kept");
+        bench.append(record).await;
+    }
+    let calls = Calls::default();
+    let work = |call: &Call| -> BoxFuture<'static, _> {
+        let value = call.value.clone();
+        Box::pin(async move {
+            match value.as_str() {
+                "hopeless" => Err(HandlerError::non_retriable("not JSON")),
+                "panics" => panic!("a bug"),
+                "hangs" => std::future::pending().await,
+                "fails" => Err(unreachable_provider()),
+                "skipped" => Err(HandlerError::Skip),
+                _ => Ok(()),
+            }
+        })
+    };
+    let consumer = bench.note(bench.builder().handler_timeout(ms(100)), &calls, work).await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let letters = bench.read(&dead_letter_topic(&bench.topic, &bench.group)).await;
+    let lines: Vec<_> = letters
+        .iter()
+        .map(|(_, record)| {
+            let value = String::from_utf8_lossy(record.value.as_ref().expect("a value"));
+            assert_eq!(record.key.as_deref(), Some(&b"key"[..]));
+            assert_eq!(
+                (header_of(record, "mine"), header_of(record, header::ORIGIN_TOPIC)),
+                ("kept", bench.topic.as_str())
+            );
+            assert_eq!(
+                (header_of(record, header::GROUP), header_of(record, header::ATTEMPT)),
+                (bench.group.as_str(), "1")
+            );
+            let of = |name| header_of(record, name);
+            format!(
+                "{value}, {}: {}, {}",
+                of(header::ORIGIN_OFFSET),
+                of(header::ERROR_KIND),
+                of(header::ERROR_MESSAGE)
+            )
+        })
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "hopeless, 1: non-retriable, not JSON",
+            "panics, 2: panic, the handler panicked: a bug",
+            "hangs, 3: timeout, the handler took longer than 100 ms",
+            "fails, 4: retriable, the provider is away",
+        ]
+    );
+}
+
+async fn what_fails_goes_from_retry_topic_to_retry_topic_and_never_early(engine: Engine) {
+    let bench = Bench::new(engine, 2).await;
+    bench.append_many(40, |number| number.to_string()).await;
+    let delays = [100, 300, 700].map(ms);
+    let topics = RetryTopics::new(delays);
+    let names = topics.names(&bench.topic, &bench.group);
+    let calls = Calls::default();
+    let work = |call: &Call| -> BoxFuture<'static, _> {
+        let fails = call.key.ends_with('5');
+        Box::pin(async move { if fails { Err(unreachable_provider()) } else { Ok(()) } })
+    };
+    let builder = bench.builder().retry(RetryPolicy::NonBlocking(topics));
+    let consumer = bench.note(builder, &calls, work).await;
+    let dead = bench
+        .read_until(&dead_letter_topic(&bench.topic, &bench.group), 4)
+        .await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    assert_eq!(calls.len(), 36 + 4 * 4);
+    for name in &names {
+        assert_eq!(bench.read(name).await.len(), 4, "on {name}");
+    }
+    for (partition, record) in &dead {
+        assert_eq!(header_of(record, header::ATTEMPT), "4");
+        assert_eq!(
+            header_of(record, header::ORIGIN_PARTITION),
+            partition.partition.to_string()
+        );
+        let value = String::from_utf8_lossy(record.value.as_ref().expect("a value")).into_owned();
+        let tries = calls.of(&value);
+        let first = &tries[0];
+        assert_eq!(header_of(record, header::ORIGIN_OFFSET), first.offset.to_string());
+        assert_eq!(tries.iter().map(|call| call.attempt).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        for (pair, delay) in tries.windows(2).zip(delays) {
+            // The log's clock has milliseconds.
+            let waited = pair[1].at - pair[0].at + ms(1);
+            assert!(waited >= delay, "attempt {} came after {waited:?}", pair[1].attempt);
+        }
+    }
+}
+
+async fn blocking_and_retry_topics_come_one_after_the_other(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    bench.append_many(3, |_| "key".to_owned()).await;
+    let calls = Calls::default();
+    let policy =
+        RetryPolicy::BlockingThenNonBlocking(BackOff::fixed(ms(10)).max_attempts(2), RetryTopics::new([ms(20)]));
+    let consumer = bench.note(bench.builder().retry(policy), &calls, failing("1", 3)).await;
+    let dead = bench
+        .read_until(&dead_letter_topic(&bench.topic, &bench.group), 1)
+        .await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    assert_eq!(
+        calls.of("1").iter().map(|call| call.attempt).collect::<Vec<_>>(),
+        [1, 2, 3]
+    );
+    assert_eq!(header_of(&dead[0].1, header::ATTEMPT), "3");
+}
+
+async fn a_dead_letter_that_cannot_be_written_is_not_passed_over(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    bench.append_many(3, |_| "key".to_owned()).await;
+    let builder = bench.builder();
+    bench.make_topics(&builder).await;
+    let dead = dead_letter_topic(&bench.topic, &bench.group);
+    let calls = Calls::default();
+    let deleted = Arc::new(AtomicBool::new(false));
+    let work = {
+        let (log, dead, deleted) = (bench.log.clone(), dead.clone(), deleted.clone());
+        move |call: &Call| -> BoxFuture<'static, _> {
+            let (log, dead, deleted, fails) = (log.clone(), dead.clone(), deleted.clone(), call.value == "1");
+            Box::pin(async move {
+                if fails {
+                    if !deleted.swap(true, Ordering::SeqCst) {
+                        log.delete_topic(&dead).await.expect("deleted");
+                    }
+                    return Err(HandlerError::non_retriable("hopeless"));
+                }
+                Ok(())
+            })
+        }
+    };
+    let consumer = bench.note(builder, &calls, work).await;
+    calls.until("it has failed", |calls| calls.len() == 2).await;
+    let partition = calls.all()[0].partition.clone();
+    within("what stands before it is committed", async {
+        while bench.committed(&partition).await != Some(1) {
+            tokio::time::sleep(ms(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(calls.len(), 2, "nothing is handled behind it");
+    bench.make_topics(&bench.builder()).await;
+    let letters = bench.read_until(&dead, 1).await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    assert_eq!(letters.len(), 1);
+    assert_eq!(calls.of("1").len(), 1, "its handler is not called again for that");
+    assert_eq!(calls.len(), 3);
+}
+
+async fn a_shutdown_does_not_wait_for_what_is_blocked(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    bench.append_many(5, |_| "key".to_owned()).await;
+    let calls = Calls::default();
+    let hour = Duration::from_secs(3600);
+    let builder = bench.builder().retry(RetryPolicy::Blocking(BackOff::fixed(hour)));
+    let consumer = bench.note(builder, &calls, failing("2", 1)).await;
+    calls.until("it has failed", |calls| calls.len() == 3).await;
+    within("the shutdown", consumer.shutdown()).await.expect("a good end");
+    assert_eq!(bench.lag().await, 3);
+}
+
+async fn topics_that_do_not_exist_or_forget_too_early_are_refused(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    let calls = Calls::default();
+    let handler = || super::support::Call1(|_| -> BoxFuture<'static, _> { Box::pin(async { Ok(Vec::new()) }) });
+    let topics = RetryTopics::new([ms(1000)]);
+    let builder = bench.builder().retry(RetryPolicy::NonBlocking(topics.clone()));
+    match builder.start(&bench.log, handler()).await {
+        Err(Error::MissingTopics(missing)) => {
+            let expected = [
+                topics.names(&bench.topic, &bench.group).remove(0),
+                dead_letter_topic(&bench.topic, &bench.group),
+            ];
+            assert_eq!(missing, expected);
+        }
+        other => panic!("{other:?}"),
+    }
+    let long = BackOff::fixed(Duration::from_secs(8 * 24 * 3600));
+    let builder = bench.builder().retry(RetryPolicy::Blocking(long));
+    bench.make_topics(&builder).await;
+    match builder.start(&bench.log, handler()).await {
+        Err(Error::RetentionTooShort { topic, .. }) => assert_eq!(topic, bench.topic),
+        other => panic!("{other:?}"),
+    }
+    let builder = bench
+        .builder()
+        .guarantee(DeliveryGuarantee::AtMostOnce)
+        .retry(RetryPolicy::NonBlocking(topics));
+    assert!(matches!(
+        builder.start(&bench.log, handler()).await,
+        Err(Error::Setting { .. })
+    ));
+    assert_eq!(calls.len(), 0);
+}
+
+async fn in_a_transaction_what_fails_leaves_with_its_offset(engine: Engine) {
+    let bench = Bench::new(engine, 2).await;
+    let out =
+        barnabas_tests::conformance::make_topic(&bench.log, TopicSpec::new(format!("{}.out", bench.topic), 2)).await;
+    bench.append_many(100, |number| number.to_string()).await;
+    let answers = out.clone();
+    let handle = move |call: Call| -> BoxFuture<'static, _> {
+        let out = answers.clone();
+        Box::pin(async move {
+            let number: usize = call.value.parse().expect("a number");
+            let answer = ProducerRecord::to(out.as_str()).key(call.key).value(call.value);
+            match number {
+                // It sends, and fails: what it sent must not be seen.
+                number if number % 10 == 3 => Err(HandlerError::non_retriable("hopeless")),
+                // It sends what no topic takes.
+                number if number % 10 == 7 => {
+                    let too_large = vec![b'x'; 2 * TopicSpec::DEFAULT_MAX_MESSAGE_BYTES];
+                    Ok(vec![answer, ProducerRecord::to(out.as_str()).value(too_large)])
+                }
+                _ => Ok(vec![answer]),
+            }
+        })
+    };
+    let builder = bench
+        .builder()
+        .guarantee(DeliveryGuarantee::ExactlyOnce)
+        .order(ProcessingOrder::Key);
+    let consumer = bench.start(builder, handle).await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let values = |records: Vec<(barnabas::log::TopicPartition, Record)>| {
+        let number = |(_, record): (_, Record)| -> usize {
+            String::from_utf8_lossy(record.value.as_ref().expect("a value"))
+                .parse()
+                .expect("a number")
+        };
+        let mut numbers: Vec<_> = records.into_iter().map(number).collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    let (dead, well): (Vec<_>, Vec<_>) = (0..100).partition(|number| [3, 7].contains(&(number % 10)));
+    assert_eq!(values(bench.read(&out).await), well);
+    assert_eq!(
+        values(bench.read(&dead_letter_topic(&bench.topic, &bench.group)).await),
+        dead
+    );
+}

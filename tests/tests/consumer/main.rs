@@ -1,0 +1,8 @@
+//! The consumer runtime on both logs: what is handled, in which order, how often, and what is committed.
+//!
+//! What the group has committed, and what stands on retry and dead-letter topics, is read back from the log by itself.
+
+mod failures;
+mod order;
+mod rebalance;
+mod support;

@@ -1,0 +1,196 @@
+//! What is kept in order, and what goes on beside it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use barnabas::patterns::consumer::{DeliveryGuarantee, ProcessingOrder};
+use barnabas_tests::on_both_logs;
+use barnabas_tests::site::Engine;
+use rand::RngExt as _;
+
+use super::support::{Bench, Call, Calls, by_key, nothing};
+
+on_both_logs!(
+    keeps_the_order_of_a_partition,
+    keeps_the_order_of_a_key_and_handles_keys_side_by_side,
+    without_order_handles_as_many_as_the_pool_has,
+    at_most_once_is_committed_before_it_is_handled,
+    paused_it_handles_nothing_and_drained_it_has_committed_all,
+    a_slow_handler_keeps_its_member_and_memory_is_bounded,
+);
+
+const RECORDS: usize = 400;
+
+/// A handler that takes up to some milliseconds, and counts how many of its calls go on at the same time.
+fn busy(
+    most_ms: u64,
+) -> (
+    impl Fn(&Call) -> futures_util::future::BoxFuture<'static, Result<(), barnabas::patterns::consumer::HandlerError>>
+    + Send
+    + Sync,
+    Arc<AtomicUsize>,
+) {
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let seen = most.clone();
+    let work = move |_: &Call| -> futures_util::future::BoxFuture<'static, _> {
+        let (now, most) = (now.clone(), most.clone());
+        Box::pin(async move {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let ms = rand::rng().random_range(0..=most_ms);
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            now.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        })
+    };
+    (work, seen)
+}
+
+async fn keeps_the_order_of_a_partition(engine: Engine) {
+    let bench = Bench::new(engine, 3).await;
+    bench.append_many(RECORDS, |number| (number % 20).to_string()).await;
+    let (work, at_once) = busy(3);
+    let calls = Calls::default();
+    let consumer = bench.note(bench.builder(), &calls, work).await;
+    calls.until("all are handled", |calls| calls.len() == RECORDS).await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let mut last: HashMap<i32, i64> = HashMap::new();
+    for call in calls.all() {
+        let before = last.insert(call.partition.partition, call.offset);
+        assert!(
+            before.is_none_or(|before| before < call.offset),
+            "{call:?} after {before:?}"
+        );
+    }
+    assert_eq!(calls.len(), RECORDS);
+    assert_eq!(at_once.load(Ordering::SeqCst), 3, "one of each partition");
+}
+
+async fn keeps_the_order_of_a_key_and_handles_keys_side_by_side(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    bench.append_many(RECORDS, |number| (number % 7).to_string()).await;
+    let (work, at_once) = busy(3);
+    let calls = Calls::default();
+    let builder = bench.builder().order(ProcessingOrder::Key).pool(5);
+    let consumer = bench.note(builder, &calls, work).await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let keys = by_key(&calls.all());
+    assert_eq!(keys.len(), 7);
+    for (key, numbers) in keys {
+        let expected: Vec<_> = (0..RECORDS).filter(|number| (number % 7).to_string() == key).collect();
+        assert_eq!(numbers, expected, "of key {key}");
+    }
+    assert_eq!(at_once.load(Ordering::SeqCst), 5, "as many as the pool has");
+}
+
+async fn without_order_handles_as_many_as_the_pool_has(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    bench.append_many(RECORDS, |_| "one key".to_owned()).await;
+    let (work, at_once) = busy(3);
+    let calls = Calls::default();
+    let builder = bench.builder().order(ProcessingOrder::Unordered).pool(9);
+    let consumer = bench.note(builder, &calls, work).await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let mut numbers = by_key(&calls.all()).remove("one key").expect("calls");
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..RECORDS).collect::<Vec<_>>(), "each once");
+    assert_eq!(at_once.load(Ordering::SeqCst), 9);
+}
+
+async fn at_most_once_is_committed_before_it_is_handled(engine: Engine) {
+    let bench = Arc::new(Bench::new(engine, 1).await);
+    bench.append_many(50, |_| "key".to_owned()).await;
+    let calls = Calls::default();
+    let early = Arc::new(AtomicUsize::new(0));
+    let work = {
+        let (bench, early) = (bench.clone(), early.clone());
+        move |call: &Call| -> futures_util::future::BoxFuture<'static, _> {
+            let (bench, early, call) = (bench.clone(), early.clone(), call.clone());
+            Box::pin(async move {
+                let committed = bench.committed(&call.partition).await;
+                if committed.is_some_and(|committed| committed > call.offset) {
+                    early.fetch_add(1, Ordering::SeqCst);
+                }
+                Ok(())
+            })
+        }
+    };
+    let builder = bench.builder().guarantee(DeliveryGuarantee::AtMostOnce);
+    let consumer = bench.note(builder, &calls, work).await;
+    calls.until("all are handled", |calls| calls.len() == 50).await;
+    consumer.shutdown().await.expect("a good end");
+    assert_eq!(early.load(Ordering::SeqCst), 50);
+    assert_eq!(bench.lag().await, 0);
+}
+
+async fn paused_it_handles_nothing_and_drained_it_has_committed_all(engine: Engine) {
+    let bench = Bench::new(engine, 2).await;
+    let calls = Calls::default();
+    let consumer = bench.note(bench.builder(), &calls, nothing).await;
+    bench.append_many(20, |number| number.to_string()).await;
+    calls.until("the first are handled", |calls| calls.len() == 20).await;
+    consumer.drain().await.expect("drained");
+    assert_eq!(bench.lag().await, 0);
+    bench.append_many(20, |number| number.to_string()).await;
+    // What comes while it is paused is read, and waits.
+    barnabas_tests::conformance::within("the records are read", async {
+        loop {
+            let state = consumer.state().await.expect("a state");
+            let open: usize = state.partitions.iter().map(|partition| partition.open).sum();
+            if open == 20 {
+                assert!(state.partitions.iter().all(|partition| !partition.pauses.is_empty()));
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(calls.len(), 20);
+    consumer.resume_all().await.expect("resumed");
+    calls.until("the others are handled", |calls| calls.len() == 40).await;
+    consumer.shutdown().await.expect("a good end");
+    assert_eq!(bench.lag().await, 0);
+}
+
+async fn a_slow_handler_keeps_its_member_and_memory_is_bounded(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    const COUNT: usize = 20_000;
+    bench.append_many(COUNT, |number| number.to_string()).await;
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let calls = Calls::default();
+    let opened = gate.clone();
+    let work = move |_: &Call| -> futures_util::future::BoxFuture<'static, _> {
+        let gate = gate.clone();
+        Box::pin(async move {
+            gate.acquire().await.expect("never closed").forget();
+            Ok(())
+        })
+    };
+    let consumer = bench.note(bench.builder().buffer_bytes(100_000), &calls, work).await;
+    barnabas_tests::conformance::within("the buffer is full", async {
+        loop {
+            let state = consumer.state().await.expect("a state");
+            if state.partitions.iter().any(|partition| !partition.pauses.is_empty()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let state = consumer.state().await.expect("a state");
+    assert!(state.partitions[0].open < COUNT, "not everything was taken in");
+    opened.add_permits(COUNT);
+    calls.until("all are handled", |calls| calls.len() == COUNT).await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let numbers: Vec<usize> = calls
+        .all()
+        .iter()
+        .map(|call| call.value.parse().expect("a number"))
+        .collect();
+    assert_eq!(numbers, (0..COUNT).collect::<Vec<_>>());
+}
