@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Error;
 use super::retry::{BackOff, RetryPolicy};
+use super::{Error, control};
 use crate::log::{
     self, CleanupPolicy, Headers, Log, ProducerRecord, Record, TopicDescription, TopicPartition, TopicSpec,
 };
@@ -129,6 +129,9 @@ impl Routes {
     /// [`Error::RetentionTooShort`] for one that would forget a record before its next attempt.
     pub(super) async fn new(log: &Log, group: &str, topics: &[String], retry: &RetryPolicy) -> Result<Self, Error> {
         let mut missing = Vec::new();
+        for topic in control::topics(group) {
+            described(log, &topic.name, &mut missing).await?;
+        }
         let mut routes = HashMap::new();
         for topic in topics {
             let Some(source) = described(log, topic, &mut missing).await? else {
@@ -235,6 +238,11 @@ impl Route {
     /// How long to wait in place after so many failures here; `None`: no longer in place.
     pub(super) fn delay(&self, failed: u32) -> Option<Duration> {
         self.back_off.as_ref()?.delay(failed)
+    }
+
+    /// Whether a failed record goes to the dead letters.
+    pub(super) fn is_dead_letter(&self, retriable: bool) -> bool {
+        self.hop(retriable).delay.is_none()
     }
 
     /// Where a failed record goes.

@@ -47,6 +47,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// No consumer of the group answered a command: none owns the partition now, or it is away.
+    #[error("no consumer of group {group} answered within {after_ms} ms; the command may still be carried out")]
+    NoAnswer {
+        /// The group.
+        group: String,
+        /// How long it was waited for.
+        after_ms: u64,
+    },
     /// A value cannot be written as JSON, such as a map whose keys are not text.
     #[error("cannot be written as JSON: {0}")]
     Encode(#[from] serde_json::Error),

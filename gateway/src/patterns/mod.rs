@@ -7,6 +7,7 @@
 
 pub mod atomic_store;
 pub mod consumer;
+pub mod control;
 pub mod dead_letter;
 mod error;
 pub mod retry;

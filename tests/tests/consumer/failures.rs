@@ -358,6 +358,8 @@ async fn topics_that_do_not_exist_or_forget_too_early_are_refused(engine: Engine
     match builder.start(&bench.log, handler()).await {
         Err(Error::MissingTopics(missing)) => {
             let expected = [
+                format!("{}.blocked", bench.group),
+                format!("{}.control", bench.group),
                 topics.names(&bench.topic, &bench.group).remove(0),
                 dead_letter_topic(&bench.topic, &bench.group),
             ];

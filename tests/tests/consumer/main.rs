@@ -3,6 +3,7 @@
 //! What the group has committed, and what stands on retry and dead-letter topics, is read back from the log by itself.
 
 mod failures;
+mod operators;
 mod order;
 mod rebalance;
 mod support;

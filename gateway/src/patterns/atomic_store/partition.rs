@@ -296,6 +296,7 @@ fn is_undone(error: &Error) -> bool {
         Error::PartitionCounts { .. }
         | Error::MissingTopics(_)
         | Error::RetentionTooShort { .. }
+        | Error::NoAnswer { .. }
         | Error::Setting { .. } => false,
     }
 }

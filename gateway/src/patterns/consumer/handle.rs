@@ -10,20 +10,20 @@ use super::{FailureKind, PauseReason};
 use crate::log::{self, NextOffset, TopicPartition};
 use crate::patterns::Error;
 
-/// Commands that may wait for the runner. When the queue is full the next one waits.
-pub(super) const WAITING_COMMANDS: usize = 16;
+/// Requests that may wait for the runner. When the queue is full the next one waits.
+pub(super) const WAITING_REQUESTS: usize = 16;
 
 /// A running consumer. Dropped, it stops as [`ConsumerHandle::shutdown`] does, without anybody waiting for it.
 #[derive(Debug)]
 pub struct ConsumerHandle {
-    commands: mpsc::Sender<Command>,
+    requests: mpsc::Sender<Request>,
     stopping: CancellationToken,
     runner: JoinHandle<Result<(), Error>>,
 }
 
 /// What a handle asks of the runner.
 #[derive(Debug)]
-pub(super) enum Command {
+pub(super) enum Request {
     /// `None`: all partitions, those assigned later too.
     Pause(Option<Vec<TopicPartition>>, bool),
     State(oneshot::Sender<ConsumerState>),
@@ -76,20 +76,20 @@ pub struct BlockedLane {
     pub message: String,
     /// How long ago the first attempt failed.
     pub since: Duration,
-    /// Until the next attempt.
-    pub due_in: Duration,
+    /// Until the next attempt; `None`: there is none before an operator asks for it.
+    pub due_in: Option<Duration>,
     /// Records that wait behind it.
     pub waiting: usize,
 }
 
 impl ConsumerHandle {
     pub(super) fn new(
-        commands: mpsc::Sender<Command>,
+        requests: mpsc::Sender<Request>,
         stopping: CancellationToken,
         runner: JoinHandle<Result<(), Error>>,
     ) -> Self {
         Self {
-            commands,
+            requests,
             stopping,
             runner,
         }
@@ -100,7 +100,7 @@ impl ConsumerHandle {
     /// # Errors
     /// [`log::Error::Closed`] when the consumer has ended.
     pub async fn pause(&self, partitions: Vec<TopicPartition>) -> log::Result<()> {
-        self.send(Command::Pause(Some(partitions), true)).await
+        self.send(Request::Pause(Some(partitions), true)).await
     }
 
     /// Handles records of these partitions again.
@@ -108,7 +108,7 @@ impl ConsumerHandle {
     /// # Errors
     /// [`log::Error::Closed`] when the consumer has ended.
     pub async fn resume(&self, partitions: Vec<TopicPartition>) -> log::Result<()> {
-        self.send(Command::Pause(Some(partitions), false)).await
+        self.send(Request::Pause(Some(partitions), false)).await
     }
 
     /// Pauses all partitions, those that are assigned later too.
@@ -116,7 +116,7 @@ impl ConsumerHandle {
     /// # Errors
     /// [`log::Error::Closed`] when the consumer has ended.
     pub async fn pause_all(&self) -> log::Result<()> {
-        self.send(Command::Pause(None, true)).await
+        self.send(Request::Pause(None, true)).await
     }
 
     /// Resumes all partitions, those paused one by one too.
@@ -124,7 +124,7 @@ impl ConsumerHandle {
     /// # Errors
     /// [`log::Error::Closed`] when the consumer has ended.
     pub async fn resume_all(&self) -> log::Result<()> {
-        self.send(Command::Pause(None, false)).await
+        self.send(Request::Pause(None, false)).await
     }
 
     /// What the consumer has and does now.
@@ -132,7 +132,7 @@ impl ConsumerHandle {
     /// # Errors
     /// [`log::Error::Closed`] when the consumer has ended.
     pub async fn state(&self) -> log::Result<ConsumerState> {
-        self.ask(Command::State).await
+        self.ask(Request::State).await
     }
 
     /// Pauses all partitions, finishes what is in hand and commits it. What is blocked stays uncommitted.
@@ -141,7 +141,7 @@ impl ConsumerHandle {
     /// [`log::Error::Closed`] when the consumer ends before that.
     pub async fn drain(&self) -> log::Result<()> {
         self.pause_all().await?;
-        self.ask(Command::Drain).await
+        self.ask(Request::Drain).await
     }
 
     /// Finishes what is in hand, for as long as [`super::ConsumerBuilder::drain_timeout`] says, commits it and leaves the group.
@@ -166,14 +166,14 @@ impl ConsumerHandle {
         }
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> log::Result<T> {
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> log::Result<T> {
         let (reply, answer) = oneshot::channel();
-        self.send(command(reply)).await?;
+        self.send(request(reply)).await?;
         answer.await.map_err(|_| log::Error::Closed)
     }
 
-    async fn send(&self, command: Command) -> log::Result<()> {
-        self.commands.send(command).await.map_err(|_| log::Error::Closed)
+    async fn send(&self, request: Request) -> log::Result<()> {
+        self.requests.send(request).await.map_err(|_| log::Error::Closed)
     }
 }
 

@@ -131,6 +131,15 @@ impl FailureKind {
         }
     }
 
+    /// What [`FailureKind::as_str`] has said; anything else is [`FailureKind::Retriable`].
+    pub(super) fn parse(text: &str) -> Self {
+        let kinds = [Self::NonRetriable, Self::Panic, Self::Timeout];
+        kinds
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .unwrap_or(Self::Retriable)
+    }
+
     /// Whether another attempt may help.
     pub fn is_retriable(self) -> bool {
         matches!(self, Self::Retriable | Self::Timeout)

@@ -14,7 +14,9 @@
 mod commit;
 mod handle;
 mod handler;
+mod limit;
 mod offsets;
+mod operators;
 mod partition;
 mod pool;
 mod runner;
@@ -24,11 +26,12 @@ use std::time::Duration;
 
 pub use handle::{BlockedLane, ConsumerHandle, ConsumerState, PartitionState};
 pub use handler::{BatchError, BatchHandler, Cause, Context, FailureKind, Handler, HandlerError};
+pub use limit::DlqLimit;
 pub use partition::PauseReason;
 
 use self::handler::{AnyHandler, Batches, Each};
 use super::retry::RetryPolicy;
-use super::{Error, dead_letter};
+use super::{Error, control, dead_letter};
 use crate::log::{Log, StartAt, TopicSpec};
 
 /// Records that go to a worker in one piece at most: it ends earlier when they take long.
@@ -79,6 +82,7 @@ pub struct ConsumerBuilder {
     start_at: StartAt,
     buffer_bytes: usize,
     run_records: usize,
+    dead_letter_limit: Option<DlqLimit>,
     slot: String,
 }
 
@@ -99,6 +103,7 @@ impl ConsumerBuilder {
             start_at: StartAt::Start,
             buffer_bytes: 4 * 1024 * 1024,
             run_records: RUN_RECORDS,
+            dead_letter_limit: None,
             slot: "0".to_owned(),
         }
     }
@@ -175,6 +180,13 @@ impl ConsumerBuilder {
         self
     }
 
+    /// When so many records have become dead letters that the consumer stops. Default: never.
+    #[must_use]
+    pub fn dead_letter_limit(mut self, limit: DlqLimit) -> Self {
+        self.dead_letter_limit = Some(limit);
+        self
+    }
+
     /// Which of the group's instances this is, for exactly once: the transactional id is `{group}-{slot}`. Two that run at the same
     /// time need two slots; one that is started again takes its slot again, and with it ends what it left open. Default `0`.
     #[must_use]
@@ -183,13 +195,13 @@ impl ConsumerBuilder {
         self
     }
 
-    /// The topics that the consumer needs beside those it consumes: retry topics as its policy says, and dead letters, which are kept
-    /// for four weeks. They have to exist when it starts; [`Log::plan_topics`] and [`Log::apply_topics`] make them.
+    /// The topics that the consumer needs beside those it consumes: retry topics as its policy says, dead letters, which are kept
+    /// for four weeks, and the two of [`control`]. They have to exist when it starts; [`Log::plan_topics`] and [`Log::apply_topics`] make them.
     ///
     /// # Errors
     /// [`Error::Log`] for a consumed topic that does not exist.
     pub async fn topics(&self, log: &Log) -> Result<Vec<TopicSpec>, Error> {
-        let mut specs = Vec::new();
+        let mut specs = control::topics(&self.group).to_vec();
         for topic in &self.topics {
             let topic = log.describe_topic(topic).await?;
             specs.extend(dead_letter::topics(

@@ -82,6 +82,18 @@ impl Offsets {
         true
     }
 
+    /// Whether a record is known to be done, or not to be.
+    pub(super) fn is_done(&self, offset: i64) -> bool {
+        let is_open = || {
+            let word = self.words.get(&offset.div_euclid(WORD)).copied().unwrap_or_default();
+            word & bit(offset) != 0
+        };
+        match offset < self.read {
+            true => !is_open(),
+            false => self.done_before.iter().any(|(from, to)| (*from..*to).contains(&offset)),
+        }
+    }
+
     /// Records that are read and not done.
     pub(super) fn open(&self) -> usize {
         self.open

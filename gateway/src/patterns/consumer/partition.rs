@@ -25,6 +25,7 @@ use super::handle::{BlockedLane, PartitionState};
 use super::handler::{Attempts, Failure, Handled};
 use super::offsets::Offsets;
 use crate::log::{Batch, CommittedOffset, Record, TopicPartition};
+use crate::patterns::control::{Key, Place};
 use crate::patterns::millis;
 
 /// What a record is taken to hold beside its key, value and headers.
@@ -49,7 +50,14 @@ pub(super) struct Partition {
     ready: VecDeque<LaneId>,
     /// Records without order.
     loose: VecDeque<Record>,
+    /// Lanes that wait, those with an end by it.
     blocked: BTreeSet<(Instant, LaneId)>,
+    /// Records that the owner before had blocked and that were not handled here yet, by their offsets.
+    restored: HashMap<i64, Restored>,
+    /// The places where failures are passed over, with the first offset for which that holds.
+    ignored: HashMap<LaneId, i64>,
+    /// Lanes that were blocked, or no longer are, since somebody looked.
+    changed: Vec<LaneId>,
     /// Not to be handled before their time, in milliseconds since the Unix epoch, and not before those ahead of them.
     held: VecDeque<(i64, Record)>,
     /// Bytes of all records that are not done.
@@ -73,6 +81,10 @@ pub enum PauseReason {
     Full,
     /// It is on its way to another member: nothing more is handled.
     Leaving,
+    /// What stood still at its owner before is not known yet: nothing is handled.
+    Restoring,
+    /// More became dead letters than [`super::DlqLimit`] allows: nothing more is handled until an operator retries one.
+    DeadLetters,
 }
 
 /// What must stay in order.
@@ -100,11 +112,22 @@ enum LaneState {
     Ready,
     Running,
     Blocked {
-        due: Instant,
+        /// `None`: until an operator says so.
+        due: Option<Instant>,
         failure: Failure,
     },
     /// The first record has failed and is on its way to another topic.
     Hopping,
+}
+
+/// What the owner before knew of a blocked record.
+#[derive(Clone, Debug)]
+pub(super) struct Restored {
+    /// How often it had failed here.
+    pub(super) failed: u32,
+    pub(super) since: Option<Instant>,
+    pub(super) due: Option<Instant>,
+    pub(super) failure: Failure,
 }
 
 /// Records of one lane on their way to the handler.
@@ -154,6 +177,9 @@ impl Partition {
             ready: VecDeque::new(),
             loose: VecDeque::new(),
             blocked: BTreeSet::new(),
+            restored: HashMap::new(),
+            ignored: HashMap::new(),
+            changed: Vec::new(),
             held: VecDeque::new(),
             bytes: 0,
             running: 0,
@@ -186,6 +212,9 @@ impl Partition {
         let id = match (self.order, &record.key) {
             (ProcessingOrder::Partition, _) => LaneId::Partition,
             (ProcessingOrder::Key, Some(key)) => LaneId::Key(key.clone()),
+            (ProcessingOrder::Key, None) | (ProcessingOrder::Unordered, _) if self.expects(record.offset) => {
+                LaneId::Record(record.offset)
+            }
             (ProcessingOrder::Key, None) | (ProcessingOrder::Unordered, _) => {
                 self.loose.push_back(record);
                 return;
@@ -227,7 +256,8 @@ impl Partition {
         if self.is_stopped() {
             return None;
         }
-        let (lane, records, failed) = match self.ready.pop_front() {
+        let ready = self.next_ready();
+        let (lane, records, failed) = match ready {
             Some(id) => {
                 let lane = self.lanes.get_mut(&id)?;
                 lane.state = LaneState::Running;
@@ -259,6 +289,29 @@ impl Partition {
         })
     }
 
+    /// The next lane that may run. One whose first record the owner before had blocked goes on waiting instead.
+    fn next_ready(&mut self) -> Option<LaneId> {
+        while let Some(id) = self.ready.pop_front() {
+            if self.restored.is_empty() {
+                return Some(id);
+            }
+            let Some(lane) = self.lanes.get_mut(&id) else { continue };
+            let restored = lane
+                .records
+                .front()
+                .and_then(|record| self.restored.remove(&record.offset));
+            let Some(restored) = restored else {
+                return Some(id);
+            };
+            lane.failed = restored.failed;
+            lane.failed_since = restored.since;
+            lane.state = LaneState::Hopping;
+            self.hopping += 1;
+            self.block(id, restored.due, restored.failure);
+        }
+        None
+    }
+
     /// Takes note of what became of a run. If its first record that is not done has failed, the lane stands still until one of
     /// [`Partition::block`] and [`Partition::pass`].
     pub(super) fn ended(&mut self, ended: Ended) -> Option<Failed> {
@@ -285,8 +338,9 @@ impl Partition {
             (id, _) => id,
         };
         let lane = self.lanes.get_mut(&id)?;
-        if !records.is_empty() {
+        if !records.is_empty() && lane.failed > 0 {
             lane.failed = 0;
+            self.changed.push(id.clone());
         }
         for record in rest.into_iter().rev() {
             lane.records.push_front(record);
@@ -318,29 +372,115 @@ impl Partition {
         }
     }
 
-    /// Lets a lane whose first record has failed wait until `due`.
-    pub(super) fn block(&mut self, id: LaneId, due: Instant, failure: Failure) {
+    /// Lets a lane whose first record has failed wait until `due`; `None`: until an operator says so.
+    pub(super) fn block(&mut self, id: LaneId, due: Option<Instant>, failure: Failure) {
         if let Some(lane) = self.lanes.get_mut(&id)
             && let LaneState::Hopping = lane.state
         {
             self.hopping -= 1;
             lane.state = LaneState::Blocked { due, failure };
-            self.blocked.insert((due, id));
+            self.changed.push(id.clone());
+            self.blocked.extend(due.map(|due| (due, id)));
         }
     }
 
-    /// The first record of a lane has failed and stands elsewhere now: the lane goes on behind it.
+    /// Lets a blocked lane stand as one whose first record has just failed, if that is the record at `offset`.
+    pub(super) fn unblock(&mut self, id: &LaneId, offset: i64) -> Option<Failed> {
+        let lane = self.lanes.get_mut(id)?;
+        let record = lane.records.front().filter(|record| record.offset == offset)?.clone();
+        let LaneState::Blocked { due, failure } = &lane.state else {
+            return None;
+        };
+        if let Some(due) = due {
+            self.blocked.remove(&(*due, id.clone()));
+        }
+        let failed = Failed {
+            lane: id.clone(),
+            record,
+            failed: lane.failed,
+            failure: failure.clone(),
+        };
+        lane.state = LaneState::Hopping;
+        self.hopping += 1;
+        Some(failed)
+    }
+
+    /// Lets a lane whose first record has failed try it again at once.
+    pub(super) fn retry(&mut self, id: LaneId) {
+        if let Some(lane) = self.lanes.get_mut(&id)
+            && let LaneState::Hopping = lane.state
+        {
+            self.hopping -= 1;
+            self.make_ready(id);
+        }
+    }
+
+    /// The first record of a lane has failed and stands elsewhere now, or is passed over: the lane goes on behind it.
     pub(super) fn pass(&mut self, id: LaneId) {
         let Some(lane) = self.lanes.get_mut(&id) else { return };
         let LaneState::Hopping = lane.state else { return };
         self.hopping -= 1;
         let Some(record) = lane.records.pop_front() else { return };
         lane.failed = 0;
+        self.changed.push(id.clone());
         self.bytes -= size_bytes(&record);
         self.offsets.complete(record.offset);
         match lane.records.is_empty() {
             true => drop(self.lanes.remove(&id)),
             false => self.make_ready(id),
+        }
+    }
+
+    /// Whether failures of a lane are passed over.
+    pub(super) fn is_ignored(&self, id: &LaneId) -> bool {
+        !self.ignored.is_empty() && (self.ignored.contains_key(id) || self.ignored.contains_key(&LaneId::Partition))
+    }
+
+    /// From which offset on failures of exactly this lane are passed over.
+    pub(super) fn ignored_since(&self, id: &LaneId) -> Option<i64> {
+        self.ignored.get(id).copied()
+    }
+
+    /// Passes failures of a lane over, or no longer. Says whether it was so before.
+    pub(super) fn set_ignored(&mut self, id: LaneId, since: Option<i64>) -> bool {
+        self.changed.push(id.clone());
+        let before = match since {
+            Some(since) => self.ignored.insert(id, since),
+            None => self.ignored.remove(&id),
+        };
+        before.is_some()
+    }
+
+    /// Takes over what the owner before knew of a record. It waits on, unless it is done already.
+    pub(super) fn restore(&mut self, offset: i64, restored: Restored) {
+        if !self.offsets.is_done(offset) {
+            self.restored.insert(offset, restored);
+            // It may have come in among those without order.
+            if let Some(index) = self.loose.iter().position(|record| record.offset == offset)
+                && let Some(record) = self.loose.remove(index)
+            {
+                self.lanes.insert(LaneId::Record(offset), Lane::new(record));
+                self.ready.push_back(LaneId::Record(offset));
+            }
+        }
+    }
+
+    /// Whether a record that the owner before had blocked has not come to its turn here.
+    pub(super) fn expects(&self, offset: i64) -> bool {
+        self.restored.contains_key(&offset)
+    }
+
+    /// The lanes that were blocked, or no longer are, since this was called last.
+    pub(super) fn take_changed(&mut self) -> Vec<LaneId> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The lane that operators mean by a place, in which they have seen the record at `offset`.
+    pub(super) fn lane_of(&self, place: &Place, offset: i64) -> LaneId {
+        match (self.order, place.key.as_ref().and_then(Key::bytes)) {
+            (ProcessingOrder::Partition, _) => LaneId::Partition,
+            (ProcessingOrder::Key, Some(key)) => LaneId::Key(key.into()),
+            (ProcessingOrder::Key, None) | (ProcessingOrder::Unordered, _) => LaneId::Record(offset),
         }
     }
 
@@ -382,7 +522,11 @@ impl Partition {
 
     /// Whether nothing may be handed to the handler.
     fn is_stopped(&self) -> bool {
-        self.pauses.contains(&PauseReason::User) || self.pauses.contains(&PauseReason::Leaving)
+        self.pauses.iter().any(|reason| *reason != PauseReason::Full)
+    }
+
+    pub(super) fn is_restoring(&self) -> bool {
+        self.pauses.contains(&PauseReason::Restoring)
     }
 
     /// Ends what is under way after the record in hand.
@@ -391,26 +535,8 @@ impl Partition {
     }
 
     pub(super) fn describe(&self) -> PartitionState {
-        let now = Instant::now();
-        let blocked = self.blocked.iter().filter_map(|(_, id)| {
-            let lane = self.lanes.get(id)?;
-            let LaneState::Blocked { due, failure } = &lane.state else {
-                return None;
-            };
-            Some(BlockedLane {
-                key: match id {
-                    LaneId::Key(key) => Some(key.clone()),
-                    LaneId::Partition | LaneId::Record(_) | LaneId::Loose => None,
-                },
-                offset: lane.records.front()?.offset,
-                attempts: self.attempts_before + lane.failed,
-                kind: failure.kind,
-                message: failure.message.clone(),
-                since: lane.failed_since.map_or(Duration::ZERO, |since| now - since),
-                due_in: *due - now,
-                waiting: lane.records.len() - 1,
-            })
-        });
+        let mut blocked: Vec<_> = self.lanes.keys().filter_map(|id| self.blocked(id)).collect();
+        blocked.sort_by_key(|blocked| blocked.offset);
         PartitionState {
             partition: self.name.clone(),
             committed: self.committed.next_offset,
@@ -419,8 +545,30 @@ impl Partition {
             open: self.offsets.open(),
             open_bytes: self.bytes,
             pauses: self.pauses.iter().copied().collect(),
-            blocked: blocked.collect(),
+            blocked,
         }
+    }
+
+    /// How a lane is blocked, if it is.
+    pub(super) fn blocked(&self, id: &LaneId) -> Option<BlockedLane> {
+        let lane = self.lanes.get(id)?;
+        let LaneState::Blocked { due, failure } = &lane.state else {
+            return None;
+        };
+        let now = Instant::now();
+        Some(BlockedLane {
+            key: match id {
+                LaneId::Key(key) => Some(key.clone()),
+                LaneId::Partition | LaneId::Record(_) | LaneId::Loose => None,
+            },
+            offset: lane.records.front()?.offset,
+            attempts: self.attempts_before + lane.failed,
+            kind: failure.kind,
+            message: failure.message.clone(),
+            since: lane.failed_since.map_or(Duration::ZERO, |since| now - since),
+            due_in: due.map(|due| due - now),
+            waiting: lane.records.len() - 1,
+        })
     }
 
     /// Bytes of the records that are not done.

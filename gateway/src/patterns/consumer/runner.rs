@@ -16,15 +16,18 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::commit::{self, Committer, Mark, Origin, Outcome};
-use super::handle::{Command, ConsumerHandle, ConsumerState, WAITING_COMMANDS};
+use super::handle::{ConsumerHandle, ConsumerState, Request, WAITING_REQUESTS};
 use super::handler::{AnyHandler, Failure, FailureKind};
-use super::partition::{Ended, Failed, LaneId, Partition, PauseReason};
+use super::limit::DeadLetterCount;
+use super::operators::{Operators, Told};
+use super::partition::{Ended, Failed, LaneId, Partition, PauseReason, Restored};
 use super::pool::Pool;
 use super::{ConsumerBuilder, DeliveryGuarantee};
 use crate::log::{
     self, Batch, CommittedOffset, GroupEvent, GroupMember, GroupSettings, Log, Producer, ProducerRecord,
-    ProducerSettings, Record, TopicPartition,
+    ProducerSettings, Record, StartAt, TopicPartition,
 };
+use crate::patterns::control::{Action, BlockedState, Command};
 use crate::patterns::dead_letter::{Route, Routes, Why};
 use crate::patterns::{Error, now_ms};
 
@@ -48,6 +51,7 @@ pub(super) async fn start(
 ) -> Result<ConsumerHandle, Error> {
     let routes = Routes::new(&log, &settings.group, &settings.topics, &settings.retry).await?;
     let producer = log.producer(ProducerSettings::default()).await?;
+    let operators = Operators::new(&log, &settings.group, producer.clone()).await?;
     let committer = Committer::new(&log, &settings).await?;
     let member = log
         .join_group(GroupSettings {
@@ -58,11 +62,14 @@ pub(super) async fn start(
             ..GroupSettings::new(&settings.group, routes.consumed())
         })
         .await?;
-    let (commands, asked) = mpsc::channel(WAITING_COMMANDS);
+    let (requests, asked) = mpsc::channel(WAITING_REQUESTS);
     let stopping = CancellationToken::new();
     let for_handlers = (!committer.is_transactional()).then(|| producer.clone());
     let runner = Runner {
         pool: Pool::new(settings.pool, handler, for_handlers),
+        dead_letters: DeadLetterCount::new(settings.dead_letter_limit),
+        operators,
+        log,
         settings,
         routes,
         producer,
@@ -76,16 +83,19 @@ pub(super) async fn start(
         stopping: stopping.clone(),
     };
     let runner = tokio::spawn(runner.run(asked));
-    Ok(ConsumerHandle::new(commands, stopping, runner))
+    Ok(ConsumerHandle::new(requests, stopping, runner))
 }
 
 struct Runner {
+    log: Log,
     settings: Arc<ConsumerBuilder>,
     routes: Routes,
     pool: Pool,
     /// For records that go to another topic outside a transaction.
     producer: Producer,
     committer: Committer,
+    operators: Operators,
+    dead_letters: DeadLetterCount,
     member: GroupMember,
     partitions: HashMap<TopicPartition, Assigned>,
     last_epoch: u64,
@@ -101,6 +111,8 @@ struct Assigned {
     state: Partition,
     route: Arc<Route>,
     leaving: Option<Leaving>,
+    /// How far the blocked topic has to be read before what stood still here is known; `None`: that is not known yet.
+    restored_at: Option<i64>,
     /// Ends what goes on for the partition beside the runner.
     gone: CancellationToken,
 }
@@ -127,18 +139,23 @@ pub(super) enum Operation {
     Committed(Outcome),
     /// The first record of a lane is on another topic.
     Hopped(TopicPartition, u64, LaneId),
-    /// The partition was gone before that.
+    /// Where the blocked topic ended when the partition was assigned.
+    BlockedEnd(TopicPartition, u64, i64),
+    /// What has changed about blocked places is written.
+    Published,
+    /// Nothing follows from it.
     Abandoned,
 }
 
 impl Runner {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), Error> {
+    async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Result<(), Error> {
         let stopping = self.stopping.clone();
         let mut stopped = false;
         loop {
             self.dispatch();
             self.flow().await?;
             self.commit();
+            self.publish();
             self.let_go().await?;
             self.answer_drains();
             if stopped && self.partitions.is_empty() {
@@ -160,8 +177,9 @@ impl Runner {
                 ended = self.pool.ended() => for ended in ended {
                     self.ended(ended);
                 },
+                told = self.operators.next() => self.told(told)?,
                 Some(operation) = self.operations.next() => self.operation(operation)?,
-                Some(command) = commands.recv() => self.obey(command),
+                Some(request) = requests.recv() => self.obey(request),
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => self.wake(),
             }
         }
@@ -225,11 +243,22 @@ impl Runner {
             start,
         );
         state.set_paused(PauseReason::User, self.paused.contains(&partition));
+        state.set_paused(PauseReason::DeadLetters, self.dead_letters.is_reached());
+        state.set_paused(PauseReason::Restoring, true);
+        let gone = CancellationToken::new();
+        let (log, blocked) = (self.log.clone(), self.operators.blocked_partition());
+        let end = move || {
+            let (log, blocked) = (log.clone(), blocked.clone());
+            async move { log.offset(&blocked, StartAt::End).await }.boxed()
+        };
+        let end = blocked_end(end, partition.clone(), self.last_epoch, gone.clone());
+        self.operations.push(end.boxed());
         let assigned = Assigned {
             state,
             route,
             leaving: None,
-            gone: CancellationToken::new(),
+            restored_at: None,
+            gone,
         };
         self.partitions.insert(partition, assigned);
     }
@@ -301,7 +330,8 @@ impl Runner {
             .clone()
             .filter_map(|assigned| assigned.state.wake_at(now, now_ms));
         let leave = partitions.filter_map(|assigned| Some(assigned.leaving.as_ref()?.wake_at()));
-        due.chain(leave).chain(self.committer.wake_at()).min()
+        let own = self.committer.wake_at().into_iter().chain(self.operators.wake_at());
+        due.chain(leave).chain(own).min()
     }
 
     fn wake(&mut self) {
@@ -321,7 +351,10 @@ impl Runner {
         let sent = std::mem::take(&mut ended.handled.sent);
         self.committer.send(&ended.run, sent);
         self.committer.touch();
-        if let Some(failed) = assigned.state.ended(ended) {
+        self.dead_letters.done(ended.handled.done);
+        let failed = assigned.state.ended(ended);
+        self.operators.changed(&partition, assigned.state.take_changed());
+        if let Some(failed) = failed {
             self.failed(&partition, failed);
         }
     }
@@ -335,30 +368,48 @@ impl Runner {
         let attempts = assigned.route.attempts_before + failed.failed;
         let (offset, reason) = (failed.record.offset, &failed.failure.message);
         let retriable = failed.failure.kind.is_retriable();
+        if assigned.state.is_ignored(&failed.lane) {
+            tracing::warn!(group, %partition, offset, attempts, "a record failed and is passed over, as told: {reason}");
+            self.pass(partition, failed.lane);
+            return;
+        }
         if retriable && let Some(delay) = assigned.route.delay(failed.failed) {
             tracing::warn!(
                 group, %partition, offset, attempts, delay_ms = delay.as_millis() as u64,
                 "a record failed and is tried again: {reason}"
             );
-            assigned
-                .state
-                .block(failed.lane, Instant::now() + delay, failed.failure);
+            self.block(partition, failed.lane, Some(Instant::now() + delay), failed.failure);
             return;
         }
-        let (route, epoch) = (assigned.route.clone(), assigned.state.epoch);
-        let record = self.hop_record(&route, partition, &failed.record, attempts, &failed.failure);
+        if !assigned.route.is_dead_letter(retriable) || self.dead_letters.add() {
+            self.leave_topic(partition, &failed, retriable);
+            return;
+        }
+        self.stop_at_limit();
+        let message = format!("no further dead letters without an operator: {reason}");
+        let failure = Failure {
+            message,
+            ..failed.failure
+        };
+        self.block(partition, failed.lane, None, failure);
+    }
+
+    /// Lets a record that has failed go to its next retry topic, or to the dead letters.
+    fn leave_topic(&mut self, partition: &TopicPartition, failed: &Failed, retriable: bool) {
+        let Some(assigned) = self.partitions.get(partition) else {
+            return;
+        };
+        let attempts = assigned.route.attempts_before + failed.failed;
+        let (route, epoch, gone) = (assigned.route.clone(), assigned.state.epoch, assigned.gone.clone());
+        let record = self.hop_record(&route, partition, &failed.record, attempts, &failed.failure, retriable);
         if self.committer.is_transactional() {
             self.committer.hop(partition, epoch, record);
-            if let Some(assigned) = self.partitions.get_mut(partition) {
-                assigned.state.pass(failed.lane);
-            }
+            self.pass(partition, failed.lane.clone());
             return;
         }
-        let done = Operation::Hopped(partition.clone(), epoch, failed.lane);
-        if let Some(assigned) = self.partitions.get(partition) {
-            let hopping = write(self.producer.clone(), record, assigned.gone.clone(), done);
-            self.operations.push(hopping.boxed());
-        }
+        let done = Operation::Hopped(partition.clone(), epoch, failed.lane.clone());
+        let hopping = write(self.producer.clone(), record, gone, done);
+        self.operations.push(hopping.boxed());
     }
 
     /// The record as it leaves for the topic that its failure leads to.
@@ -369,9 +420,10 @@ impl Runner {
         record: &Record,
         attempts: u32,
         failure: &Failure,
+        retriable: bool,
     ) -> ProducerRecord {
         let group = &self.settings.group;
-        let hop = route.hop(failure.kind.is_retriable());
+        let hop = route.hop(retriable);
         let reason = &failure.message;
         tracing::warn!(
             group, %partition, offset = record.offset, attempts, to = hop.topic(),
@@ -389,15 +441,166 @@ impl Runner {
     fn operation(&mut self, operation: Operation) -> Result<(), Error> {
         match operation {
             Operation::Hopped(partition, epoch, lane) => {
-                if let Some(assigned) = self.of_epoch(&partition, epoch) {
-                    assigned.state.pass(lane);
-                    self.committer.touch();
+                if self.of_epoch(&partition, epoch).is_some() {
+                    self.pass(&partition, lane);
                 }
             }
+            Operation::BlockedEnd(partition, epoch, end) => {
+                if let Some(assigned) = self.of_epoch(&partition, epoch) {
+                    assigned.restored_at = Some(end);
+                    self.restore(&partition);
+                }
+            }
+            Operation::Published => self.operators.published(),
             Operation::Abandoned => {}
             Operation::Committed(outcome) => return self.committed(outcome),
         }
         Ok(())
+    }
+
+    /// The first record of a lane is done, or stands elsewhere.
+    fn pass(&mut self, partition: &TopicPartition, lane: LaneId) {
+        if let Some(assigned) = self.partitions.get_mut(partition) {
+            assigned.state.pass(lane);
+            self.operators.changed(partition, assigned.state.take_changed());
+            self.committer.touch();
+        }
+    }
+
+    fn block(&mut self, partition: &TopicPartition, lane: LaneId, due: Option<Instant>, failure: Failure) {
+        if let Some(assigned) = self.partitions.get_mut(partition) {
+            assigned.state.block(lane, due, failure);
+            self.operators.changed(partition, assigned.state.take_changed());
+        }
+    }
+
+    /// Too many have become dead letters: nothing is handled until an operator has looked.
+    fn stop_at_limit(&mut self) {
+        tracing::error!(
+            group = self.settings.group,
+            "the limit of dead letters is reached; nothing is handled until an operator has a record tried again"
+        );
+        for assigned in self.partitions.values_mut() {
+            assigned.state.set_paused(PauseReason::DeadLetters, true);
+        }
+    }
+
+    fn told(&mut self, told: log::Result<Told>) -> Result<(), Error> {
+        match told {
+            Ok(Told::Command(id, command)) => {
+                let partition = TopicPartition::new(command.place.topic.as_str(), command.place.partition);
+                if self.partitions.contains_key(&partition) {
+                    let refused = self.carry_out(&partition, &command).err();
+                    let Command { action, offset, by, .. } = &command;
+                    tracing::info!(
+                        group = self.settings.group, %partition, offset, ?action, by, ?refused, "an operator's command"
+                    );
+                    self.operations.extend(self.operators.answer(id, refused));
+                }
+            }
+            Ok(Told::Table) => {
+                let all: Vec<_> = self.partitions.keys().cloned().collect();
+                for partition in all {
+                    self.restore(&partition);
+                }
+            }
+            Err(error) if error.is_retriable() => {
+                tracing::warn!(group = self.settings.group, %error, "operators cannot be heard; trying on");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Does what an operator asks for, or says why not.
+    fn carry_out(&mut self, partition: &TopicPartition, command: &Command) -> Result<(), &'static str> {
+        let Some(assigned) = self.partitions.get_mut(partition) else {
+            return Err("the partition is no longer here");
+        };
+        let state = &mut assigned.state;
+        if assigned.leaving.is_some() || state.is_restoring() {
+            return Err("the partition is moving to another member");
+        }
+        let lane = state.lane_of(&command.place, command.offset);
+        let scope = match &lane {
+            // What has no order has no later either: the whole partition is meant.
+            LaneId::Record(_) => LaneId::Partition,
+            lane => lane.clone(),
+        };
+        if command.action == Action::Block {
+            let was = state.set_ignored(scope, None);
+            self.operators.changed(partition, state.take_changed());
+            return was.then_some(()).ok_or("failures there are not passed over");
+        }
+        let Some(failed) = state.unblock(&lane, command.offset) else {
+            return Err("the record at this offset is not blocked there");
+        };
+        match command.action {
+            Action::Retry => {
+                state.retry(lane);
+                self.dead_letters.reset();
+                for assigned in self.partitions.values_mut() {
+                    assigned.state.set_paused(PauseReason::DeadLetters, false);
+                }
+            }
+            Action::Ignore => {
+                state.set_ignored(scope, Some(command.offset));
+                self.pass(partition, lane);
+            }
+            Action::Skip => self.pass(partition, lane),
+            Action::DeadLetter => self.leave_topic(partition, &failed, false),
+            Action::Block => {}
+        }
+        Ok(())
+    }
+
+    /// Takes over what the owner before knew, when all of it has been read.
+    fn restore(&mut self, partition: &TopicPartition) {
+        let Some(assigned) = self.partitions.get_mut(partition) else {
+            return;
+        };
+        if assigned.restored_at.is_none_or(|end| self.operators.position() < end) {
+            return;
+        }
+        let state = &mut assigned.state;
+        if state.is_restoring() {
+            let (now_ms, now) = (now_ms(), Instant::now());
+            let before = assigned.route.attempts_before;
+            for blocked in self.operators.of(partition) {
+                if blocked.state == BlockedState::Ignoring {
+                    let lane = match state.lane_of(&blocked.place, blocked.offset) {
+                        LaneId::Record(_) => LaneId::Partition,
+                        lane => lane,
+                    };
+                    state.set_ignored(lane, Some(blocked.offset));
+                    continue;
+                }
+                let wait = |ms: i64| Duration::from_millis(ms.try_into().unwrap_or(0));
+                let restored = Restored {
+                    failed: blocked.attempts.saturating_sub(before).max(1),
+                    since: now.checked_sub(wait(now_ms.saturating_sub(blocked.since_ms))),
+                    due: (blocked.due_ms != 0).then(|| now + wait(blocked.due_ms.saturating_sub(now_ms))),
+                    failure: Failure {
+                        kind: FailureKind::parse(&blocked.kind),
+                        message: blocked.message,
+                    },
+                };
+                state.restore(blocked.offset, restored);
+            }
+            state.set_paused(PauseReason::Restoring, false);
+            state.take_changed();
+        }
+        self.operators.changed_by_others(state);
+    }
+
+    /// Writes what has changed about blocked places.
+    fn publish(&mut self) {
+        let partitions = &self.partitions;
+        let publishing = self.operators.publish(|partition| {
+            let assigned = partitions.get(partition)?;
+            Some(&assigned.state)
+        });
+        self.operations.extend(publishing);
     }
 
     fn of_epoch(&mut self, partition: &TopicPartition, epoch: u64) -> Option<&mut Assigned> {
@@ -465,7 +668,7 @@ impl Runner {
             kind: FailureKind::NonRetriable,
             message: format!("what the handler sent is refused: {error}"),
         };
-        let record = self.hop_record(&route, partition, &origin.record, origin.attempts, &failed);
+        let record = self.hop_record(&route, partition, &origin.record, origin.attempts, &failed, false);
         self.committer.hop(partition, epoch, record);
     }
 
@@ -507,8 +710,9 @@ impl Runner {
                 continue;
             }
             let idle_at = *leaving.idle_at.get_or_insert(now);
+            let is_settled = self.operators.is_settled(partition);
             let is_committed = !is_committing && assigned.state.committable(is_exact).is_none();
-            if is_committed || now >= idle_at + COMMIT_PATIENCE {
+            if is_committed && is_settled || now >= idle_at + COMMIT_PATIENCE {
                 gone.push(partition.clone());
                 if leaving.release {
                     released.push(partition.clone());
@@ -530,6 +734,7 @@ impl Runner {
             assigned.state.stop();
             self.pool.take_back(partition);
             self.committer.forget(partition);
+            self.operators.forget(partition);
         }
     }
 
@@ -547,16 +752,16 @@ impl Runner {
         }
     }
 
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Pause(partitions, paused) => {
+    fn obey(&mut self, request: Request) {
+        match request {
+            Request::Pause(partitions, paused) => {
                 self.paused.set(partitions.as_deref(), paused);
                 for (partition, assigned) in &mut self.partitions {
                     let paused = self.paused.contains(partition);
                     assigned.state.set_paused(PauseReason::User, paused);
                 }
             }
-            Command::State(reply) => {
+            Request::State(reply) => {
                 let mut partitions: Vec<_> = self
                     .partitions
                     .values()
@@ -569,7 +774,7 @@ impl Runner {
                     commits: self.committer.commits(),
                 });
             }
-            Command::Drain(reply) => self.drains.push(reply),
+            Request::Drain(reply) => self.drains.push(reply),
         }
     }
 }
@@ -603,6 +808,27 @@ impl Paused {
 
     fn contains(&self, partition: &TopicPartition) -> bool {
         self.all || self.partitions.contains(partition)
+    }
+}
+
+/// Asks where the blocked topic ends until that is known.
+async fn blocked_end(
+    operators_end: impl Fn() -> BoxFuture<'static, log::Result<i64>>,
+    partition: TopicPartition,
+    epoch: u64,
+    gone: CancellationToken,
+) -> Operation {
+    let mut wait = BACK_OFF.0;
+    loop {
+        match operators_end().await {
+            Ok(end) => return Operation::BlockedEnd(partition, epoch, end),
+            Err(error) => tracing::warn!(%partition, %error, "what stood still there is not known yet; trying on"),
+        }
+        tokio::select! {
+            () = gone.cancelled() => return Operation::Abandoned,
+            () = sleep(wait) => {}
+        }
+        wait = (wait * 2).min(BACK_OFF.1);
     }
 }
 

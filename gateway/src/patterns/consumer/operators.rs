@@ -1,0 +1,307 @@
+//! What operators see of a consumer, and what they have it do: the consumer's side of [`crate::patterns::control`].
+//!
+//! What stands still is written to the group's blocked topic soon after, the latest state of each place; what changes faster is
+//! never written. Every consumer of the group reads it too: whoever gets a partition goes on with the attempts and the waiting of
+//! the owner before.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::partition::{LaneId, Partition};
+use super::runner::Operation;
+use crate::log::{self, Log, Producer, ProducerRecord, Reader, Record, StartAt, TopicPartition};
+use crate::patterns::control::{
+    Blocked, BlockedState, Command, ControlRecord, Key, Outcome, Place, blocked_topic, control_topic,
+};
+use crate::patterns::{Error, millis, now_ms};
+
+/// The least time between two writes of what stands still.
+const PUBLISH_EVERY: Duration = Duration::from_millis(50);
+
+/// First and longest wait before what was not written is written again.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// Places written at a time at most.
+const PUBLISH_PLACES: usize = 500;
+
+pub(super) struct Operators {
+    group: String,
+    /// Which of the group's consumers this is.
+    owner: String,
+    producer: Producer,
+    blocked: Reader,
+    control: Reader,
+    /// What the blocked topic says of each place.
+    table: HashMap<String, Blocked>,
+    /// How far it has been read.
+    position: i64,
+    /// Places whose state may be another than the topic says.
+    changed: BTreeSet<(TopicPartition, LaneId)>,
+    publishing: bool,
+    publish_at: Instant,
+    /// Commands that have come and were not looked at.
+    commands: VecDeque<(Uuid, Command)>,
+}
+
+/// What an operator, or another consumer of the group, has made known.
+pub(super) enum Told {
+    /// A command for the owner of its partition.
+    Command(Uuid, Command),
+    /// The blocked topic has been read further.
+    Table,
+}
+
+impl Operators {
+    pub(super) async fn new(log: &Log, group: &str, producer: Producer) -> Result<Self, Error> {
+        let mut blocked = log.reader(&blocked_topic(group)).await?;
+        let position = blocked.assign(0, StartAt::Start).await?;
+        let mut control = log.reader(&control_topic(group)).await?;
+        control.assign(0, StartAt::End).await?;
+        Ok(Self {
+            group: group.to_owned(),
+            owner: Uuid::now_v7().to_string(),
+            producer,
+            blocked,
+            control,
+            table: HashMap::new(),
+            position,
+            changed: BTreeSet::new(),
+            publishing: false,
+            publish_at: Instant::now(),
+            commands: VecDeque::new(),
+        })
+    }
+
+    /// What comes next. Cancel safe.
+    pub(super) async fn next(&mut self) -> log::Result<Told> {
+        loop {
+            if let Some((id, command)) = self.commands.pop_front() {
+                return Ok(Told::Command(id, command));
+            }
+            tokio::select! {
+                batch = self.blocked.next() => match batch {
+                    Ok(batch) => {
+                        for record in &batch.records {
+                            self.note(record);
+                        }
+                        self.position = batch.next_offset.0;
+                        return Ok(Told::Table);
+                    }
+                    // Compaction has taken what stood there: what is kept is read anew.
+                    Err(log::Error::OffsetOutOfRange { .. }) => {
+                        self.blocked.assign(0, StartAt::Start).await?;
+                    }
+                    Err(error) => return Err(error),
+                },
+                batch = self.control.next() => match batch {
+                    Ok(batch) => {
+                        let commands = batch.records.iter().filter_map(|record| match ControlRecord::read(record)? {
+                            (id, ControlRecord::Command(command)) => Some((id, command)),
+                            (_, ControlRecord::Outcome(_)) => None,
+                        });
+                        self.commands.extend(commands);
+                    }
+                    Err(log::Error::OffsetOutOfRange { .. }) => {
+                        self.control.assign(0, StartAt::Start).await?;
+                    }
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+    }
+
+    fn note(&mut self, record: &Record) {
+        let Some(key) = record.key.as_ref().and_then(|key| std::str::from_utf8(key).ok()) else {
+            return;
+        };
+        let blocked = record
+            .value
+            .as_ref()
+            .and_then(|value| serde_json::from_slice::<Blocked>(value).ok());
+        match blocked {
+            Some(blocked) => drop(self.table.insert(key.to_owned(), blocked)),
+            None => drop(self.table.remove(key)),
+        }
+    }
+
+    /// How far the blocked topic has been read.
+    pub(super) fn position(&self) -> i64 {
+        self.position
+    }
+
+    /// The partition of the blocked topic.
+    pub(super) fn blocked_partition(&self) -> TopicPartition {
+        self.blocked.topic_partition(0)
+    }
+
+    /// What stands on the topic for a partition.
+    pub(super) fn of(&self, partition: &TopicPartition) -> Vec<Blocked> {
+        let of = |blocked: &&Blocked| {
+            *blocked.place.topic == *partition.topic && blocked.place.partition == partition.partition
+        };
+        self.table.values().filter(of).cloned().collect()
+    }
+
+    /// Takes note that the state of a place has changed.
+    pub(super) fn changed(&mut self, partition: &TopicPartition, lanes: impl IntoIterator<Item = LaneId>) {
+        self.changed
+            .extend(lanes.into_iter().map(|lane| (partition.clone(), lane)));
+    }
+
+    /// Takes note of places of a partition of this consumer's about which another one has written since.
+    pub(super) fn changed_by_others(&mut self, partition: &Partition) {
+        for blocked in self.of(&partition.name) {
+            if blocked.owner != self.owner && !partition.expects(blocked.offset) {
+                let lane = partition.lane_of(&blocked.place, blocked.offset);
+                self.changed.insert((partition.name.clone(), lane));
+            }
+        }
+    }
+
+    /// Whether everything about the partition has been written.
+    pub(super) fn is_settled(&self, partition: &TopicPartition) -> bool {
+        !self.publishing && !self.changed.iter().any(|(of, _)| of == partition)
+    }
+
+    /// Forgets what was to be written about a partition that is another's now.
+    pub(super) fn forget(&mut self, partition: &TopicPartition) {
+        self.changed.retain(|(of, _)| of != partition);
+    }
+
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        (!self.publishing && !self.changed.is_empty()).then_some(self.publish_at)
+    }
+
+    /// Begins to write what has changed, when it is time.
+    pub(super) fn publish<'a>(
+        &mut self,
+        find: impl Fn(&TopicPartition) -> Option<&'a Partition>,
+    ) -> Option<BoxFuture<'static, Operation>> {
+        let now = Instant::now();
+        if self.publishing || self.changed.is_empty() || now < self.publish_at {
+            return None;
+        }
+        let mut records = Vec::new();
+        while records.len() < PUBLISH_PLACES
+            && let Some((name, lane)) = self.changed.pop_first()
+        {
+            if let Some(partition) = find(&name) {
+                records.extend(self.record(partition, &lane));
+            }
+        }
+        if records.is_empty() {
+            return None;
+        }
+        self.publishing = true;
+        let written = write(self.producer.clone(), records);
+        Some(written.map(|()| Operation::Published).boxed())
+    }
+
+    /// Takes note that a write has ended.
+    pub(super) fn published(&mut self) {
+        self.publishing = false;
+        self.publish_at = Instant::now() + PUBLISH_EVERY;
+    }
+
+    /// What is to be written about a place; `None`: what stands there is right.
+    fn record(&mut self, partition: &Partition, lane: &LaneId) -> Option<ProducerRecord> {
+        let (place, by_itself) = place(&partition.name, lane);
+        let key = place.record_key(by_itself);
+        // Before the time is taken, and rounded up: the next owner must not be early.
+        let blocked = partition.blocked(lane);
+        let now_ms = now_ms();
+        let state = match blocked {
+            Some(blocked) => Some(Blocked {
+                place,
+                state: BlockedState::Blocked,
+                offset: blocked.offset,
+                attempts: blocked.attempts,
+                kind: blocked.kind.as_str().to_owned(),
+                message: blocked.message,
+                since_ms: now_ms - millis(blocked.since),
+                due_ms: blocked.due_in.map_or(0, |due_in| now_ms + millis(due_in) + 1),
+                waiting: blocked.waiting,
+                owner: self.owner.clone(),
+            }),
+            None => partition.ignored_since(lane).map(|offset| Blocked {
+                place,
+                state: BlockedState::Ignoring,
+                offset,
+                attempts: 0,
+                kind: String::new(),
+                message: String::new(),
+                since_ms: now_ms,
+                due_ms: 0,
+                waiting: 0,
+                owner: self.owner.clone(),
+            }),
+        };
+        let record = ProducerRecord::to(blocked_topic(&self.group))
+            .partition(0)
+            .key(key.clone());
+        match state {
+            Some(state) => {
+                let value = serde_json::to_vec(&state).ok()?;
+                // It is on its way: what is written next is written over it.
+                self.table.insert(key, state);
+                Some(record.value(value))
+            }
+            None => self.table.remove(&key).map(|_| record),
+        }
+    }
+
+    /// Answers a command.
+    pub(super) fn answer(&self, id: Uuid, refused: Option<&str>) -> Option<BoxFuture<'static, Operation>> {
+        let outcome = Outcome {
+            done: refused.is_none(),
+            reason: refused.unwrap_or_default().to_owned(),
+            owner: self.owner.clone(),
+        };
+        let record = ControlRecord::Outcome(outcome).into_record(&self.group, id).ok()?;
+        let written = write(self.producer.clone(), vec![record]);
+        Some(written.map(|()| Operation::Abandoned).boxed())
+    }
+}
+
+/// Writes records, and tries again until all are written: the order in which states of a place are written is that of their changes.
+async fn write(producer: Producer, records: Vec<ProducerRecord>) {
+    let mut wait = BACK_OFF.0;
+    loop {
+        let written = async {
+            let mut deliveries = Vec::with_capacity(records.len());
+            for record in &records {
+                deliveries.push(producer.send(record.clone()).await?);
+            }
+            for delivery in deliveries {
+                delivery.await?;
+            }
+            Ok::<_, log::Error>(())
+        };
+        match written.await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "operators are not told yet; trying on: {error}"),
+        }
+        sleep(wait).await;
+        wait = (wait * 2).min(BACK_OFF.1);
+    }
+}
+
+/// A lane as operators name it, with the offset of a record that has no order.
+fn place(partition: &TopicPartition, lane: &LaneId) -> (Place, Option<i64>) {
+    let (key, by_itself) = match lane {
+        LaneId::Key(key) => (Some(Key::new(key)), None),
+        LaneId::Record(offset) => (None, Some(*offset)),
+        LaneId::Partition | LaneId::Loose => (None, None),
+    };
+    let place = Place {
+        topic: partition.topic.to_string(),
+        partition: partition.partition,
+        key,
+    };
+    (place, by_itself)
+}
