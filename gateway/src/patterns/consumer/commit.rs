@@ -367,6 +367,9 @@ impl Committer {
         });
         let origin = all.filter_map(|sent| sent.origin).last();
         transactions.count();
+        // Without it the next transaction may be taken at once.
+        self.back_off = BACK_OFF.0;
+        self.not_before = Instant::now();
         Some((partition, epoch, origin?))
     }
 }
