@@ -19,6 +19,7 @@ mod offsets;
 mod operators;
 mod partition;
 mod pool;
+mod registry;
 mod runner;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub use handle::{BlockedLane, ConsumerHandle, ConsumerState, PartitionState};
 pub use handler::{BatchError, BatchHandler, Cause, Context, FailureKind, Handler, HandlerError};
 pub use limit::DlqLimit;
 pub use partition::PauseReason;
+pub use registry::{EventHandler, Registry};
 
 use self::handler::{AnyHandler, Batches, Each};
 use super::retry::RetryPolicy;
