@@ -33,12 +33,18 @@ pub(super) enum TransactionCommand {
     /// [`Error::Indefinite`].
     Commit {
         records: Vec<ProducerRecord>,
-        offsets: Vec<(TopicPartition, CommittedOffset)>,
-        group: Option<GroupMetadata>,
+        offsets: Vec<GroupOffsets>,
         reply: oneshot::Sender<Result<()>>,
     },
     /// Nothing of the open transaction becomes visible.
     Abort { reply: oneshot::Sender<Result<()>> },
+}
+
+/// Offsets that a member of a group has consumed.
+#[derive(Debug)]
+pub(super) struct GroupOffsets {
+    pub(super) group: GroupMetadata,
+    pub(super) offsets: Vec<(TopicPartition, CommittedOffset)>,
 }
 
 impl TransactionalProducer {
@@ -62,7 +68,6 @@ impl TransactionalProducer {
             slice: Vec::new(),
             slice_bytes: 0,
             offsets: Vec::new(),
-            group: None,
             open: false,
         }
     }
@@ -86,8 +91,7 @@ pub struct Transaction<'a> {
     producer: &'a mut TransactionalProducer,
     slice: Vec<ProducerRecord>,
     slice_bytes: usize,
-    offsets: Vec<(TopicPartition, CommittedOffset)>,
-    group: Option<GroupMetadata>,
+    offsets: Vec<GroupOffsets>,
     /// Whether the engine has something of it that is neither committed nor aborted.
     open: bool,
 }
@@ -109,16 +113,20 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Makes the consumed offsets of a group member part of the transaction, and what is noted beside them.
+    /// Makes the consumed offsets of a group member part of the transaction, and what is noted beside them. Members of several
+    /// groups may have theirs in one transaction.
     pub fn send_offsets<O: Into<CommittedOffset>>(
         &mut self,
         group: GroupMetadata,
         offsets: impl IntoIterator<Item = (TopicPartition, O)>,
     ) {
-        self.group = Some(group);
-        let offsets = offsets.into_iter();
-        self.offsets
-            .extend(offsets.map(|(partition, offset)| (partition, offset.into())));
+        let offsets = offsets
+            .into_iter()
+            .map(|(partition, offset)| (partition, offset.into()));
+        let offsets: Vec<_> = offsets.collect();
+        if !offsets.is_empty() {
+            self.offsets.push(GroupOffsets { group, offsets });
+        }
     }
 
     /// Ends the transaction; when it returns, everything in it is durable and becomes visible: on the embedded engine at once, on
@@ -136,7 +144,6 @@ impl Transaction<'_> {
         let command = TransactionCommand::Commit {
             records: std::mem::take(&mut self.slice),
             offsets: std::mem::take(&mut self.offsets),
-            group: self.group.take(),
             reply,
         };
         self.producer.command(command).await?;

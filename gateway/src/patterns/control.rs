@@ -9,6 +9,7 @@
 //! A command names the offset that its author has seen, and is refused when another record stands there by then. It is carried out
 //! by the owner of the partition, which answers on the same topic: [`operate`] waits for that.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use data_encoding::BASE64;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Error;
+use super::scan::Scan;
 use crate::log::{CleanupPolicy, Log, ProducerRecord, ProducerSettings, Record, StartAt, TopicSpec};
 
 /// How long commands and their outcomes are kept.
@@ -194,6 +196,27 @@ pub enum ControlRecord {
     Command(Command),
     /// `{"outcome": …}`, with the command's id as the record's key.
     Outcome(Outcome),
+    /// `{"letters": …}`: dead letters were redriven or discarded.
+    Letters {
+        /// What was done with them.
+        action: LettersAction,
+        /// The topic on which they stand.
+        topic: String,
+        /// How many they were.
+        records: usize,
+        /// Who did it.
+        by: String,
+    },
+}
+
+/// What can be done with dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LettersAction {
+    /// They come to the group again.
+    Redrive,
+    /// They are done with.
+    Discard,
 }
 
 impl ControlRecord {
@@ -233,7 +256,7 @@ pub async fn operate(log: &Log, group: &str, command: Command, within: Duration)
                 .records
                 .iter()
                 .find_map(|record| match ControlRecord::read(record)? {
-                    (of, ControlRecord::Outcome(outcome)) => (of == id).then_some(outcome),
+                    (of, ControlRecord::Outcome(outcome)) if of == id => Some(outcome),
                     _ => None,
                 });
             if let Some(outcome) = outcome {
@@ -255,25 +278,21 @@ pub async fn operate(log: &Log, group: &str, command: Command, within: Duration)
 /// # Errors
 /// [`Error::Log`], as with a group that has no such topic.
 pub async fn blocked(log: &Log, group: &str) -> Result<Vec<Blocked>, Error> {
-    let mut reader = log.reader(&blocked_topic(group)).await?;
-    reader.assign(0, StartAt::Start).await?;
-    let mut places = std::collections::BTreeMap::new();
-    loop {
-        let batch = reader.next().await?;
+    let mut places = BTreeMap::new();
+    let mut scan = Scan::new(log, &blocked_topic(group)).await?;
+    while let Some(batch) = scan.next().await? {
         for record in batch.records {
             let Some(key) = record.key else { continue };
-            let blocked = record
+            match record
                 .value
-                .and_then(|value| serde_json::from_slice::<Blocked>(&value).ok());
-            match blocked {
+                .and_then(|value| serde_json::from_slice::<Blocked>(&value).ok())
+            {
                 Some(blocked) => drop(places.insert(key, blocked)),
                 None => drop(places.remove(&key)),
             }
         }
-        if batch.caught_up {
-            return Ok(places.into_values().collect());
-        }
     }
+    Ok(places.into_values().collect())
 }
 
 #[cfg(test)]

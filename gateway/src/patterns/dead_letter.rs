@@ -1,19 +1,35 @@
-//! Where a record goes that its handler could not do: to the next retry topic, or to the dead letters.
+//! Records that a group could not handle: where they stand, and what operators do with them.
 //!
-//! Each consumed topic has topics of the group beside it, with the same number of partitions, so that a record stays in its
-//! partition: `{topic}.{group}.retry.{delay}` for each delay of the policy, and `{topic}.{group}.dlt`. Key, value and headers are
-//! kept; headers of [`header`] say what happened. They are replaced at each hop, never appended to, and not believed: how long a
-//! record waits is known from the topic on which it stands, and from when the log took it.
+//! ```text
+//! {topic} ──▶ group ══ fails ══▶ {topic}.{group}.retry.{delay} ══▶ {topic}.{group}.dlt ── discard
+//!               ▲                                                          │
+//!               └──────────────── {topic}.{group}.redrive ◀══ redrive ─────┘
+//! ```
+//! All of these have as many partitions as the topic, and a record stays in its own; other groups see nothing of it. Key, value and
+//! headers are kept; the headers of [`header`] say what happened. They are replaced at each step, never appended to, and not believed:
+//! where a record goes is known from the topic on which it stands.
+//!
+//! What became of a dead letter is noted on `{group}.dead-letters` (compacted), in one transaction with what was done: a redrive that
+//! is broken off and begun again sends nothing twice.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::time::Duration;
 
-use super::retry::{BackOff, RetryPolicy};
-use super::{Error, control};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::control::{ControlRecord, LettersAction};
+use super::retry::RetryPolicy;
+use super::scan::Scan;
+use super::{Error, now_ms};
 use crate::log::{
-    self, CleanupPolicy, Headers, Log, ProducerRecord, Record, TopicDescription, TopicPartition, TopicSpec,
+    CleanupPolicy, Headers, Log, ProducerRecord, Record, TopicDescription, TopicSpec, TransactionalProducer,
 };
+
+/// Dead letters that are redriven or discarded in one transaction.
+const SETTLED_AT_ONCE: usize = 500;
 
 /// The headers of a record on a retry topic or among the dead letters. Numbers are decimal text.
 pub mod header {
@@ -38,7 +54,8 @@ pub mod header {
     /// What the failure said, cut at 1 KB.
     pub const ERROR_MESSAGE: &str = "bn-error-message";
 
-    pub(super) const ALL: [&str; 10] = [
+    /// All of them.
+    pub(in crate::patterns) const ALL: [&str; 10] = [
         ATTEMPT,
         DUE_MS,
         BACK_OFF_MS,
@@ -50,10 +67,9 @@ pub mod header {
         ERROR_KIND,
         ERROR_MESSAGE,
     ];
-    pub(super) const ORIGIN: [&str; 4] = [ORIGIN_TOPIC, ORIGIN_PARTITION, ORIGIN_OFFSET, ORIGIN_TIMESTAMP];
+    /// What says where a record stood first.
+    pub(in crate::patterns) const ORIGIN: [&str; 4] = [ORIGIN_TOPIC, ORIGIN_PARTITION, ORIGIN_OFFSET, ORIGIN_TIMESTAMP];
 }
-
-const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// What the headers of a hop may add to a record; the topics take so much more than the one that they belong to.
 const HEADER_ROOM: usize = 16 * 1024;
@@ -63,13 +79,34 @@ pub fn dead_letter_topic(topic: &str, group: &str) -> String {
     format!("{topic}.{group}.dlt")
 }
 
-/// The topics that a group needs beside `topic`: for each retry delay one, and the dead letters. Retry topics keep records for
-/// as long as `topic`, and a day longer than they wait at least; dead letters are kept for `dead_letter_retention` (`None`: for ever).
-pub fn topics(
+/// The topic by which dead letters of `group` from `topic` come back to it.
+pub fn redrive_topic(topic: &str, group: &str) -> String {
+    format!("{topic}.{group}.redrive")
+}
+
+/// The topic that says what became of a group's dead letters.
+pub fn marks_topic(group: &str) -> String {
+    format!("{group}.dead-letters")
+}
+
+/// The topic of marks, for dead letters that are kept for `retention`.
+pub(super) fn marks(group: &str, retention: Duration) -> TopicSpec {
+    TopicSpec {
+        fixed_partitions: true,
+        cleanup: CleanupPolicy::CompactDelete,
+        // A mark is younger than its letter. It must not be forgotten first, and segments end when they like.
+        retention: Some(retention * 2),
+        ..TopicSpec::new(marks_topic(group), 1)
+    }
+}
+
+/// The topics that a group needs beside `topic`: for each retry delay one, that of dead letters, and that by which they come back.
+/// They keep records for as long as `topic`, retry topics for a day longer than they wait at least, and dead letters for `retention`.
+pub(super) fn topics(
     topic: &TopicDescription,
     group: &str,
     retry: &RetryPolicy,
-    dead_letter_retention: Option<Duration>,
+    retention: Duration,
 ) -> Vec<TopicSpec> {
     let spec = |name: String, retention| TopicSpec {
         cleanup: CleanupPolicy::Delete,
@@ -82,324 +119,261 @@ pub fn topics(
     if let Some(retry) = retry.topics() {
         for (name, delay) in retry.names(&topic.name, group).into_iter().zip(retry.delays()) {
             let retention = topic.retention.map(|retention| retention.max(*delay + day));
-            specs.push(TopicSpec {
-                // SHIM timestamps: log::TimestampType::LogAppendTime,
-                ..spec(name, retention)
-            });
+            specs.push(spec(name, retention));
         }
     }
-    specs.push(spec(dead_letter_topic(&topic.name, group), dead_letter_retention));
+    specs.push(spec(dead_letter_topic(&topic.name, group), Some(retention)));
+    specs.push(spec(redrive_topic(&topic.name, group), topic.retention));
     specs
 }
 
-/// What a consumer consumes, and what becomes of failures there.
-#[derive(Debug)]
-pub(super) struct Routes {
-    routes: HashMap<Arc<str>, Arc<Route>>,
+/// A dead letter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    /// Its partition.
+    pub partition: i32,
+    /// The record.
+    pub record: Record,
+    /// What became of it; `None`: it waits.
+    pub settled: Option<Settled>,
 }
 
-/// One consumed topic.
-#[derive(Debug)]
-pub(super) struct Route {
-    /// Attempts that a record has behind it when it comes to this topic.
-    pub(super) attempts_before: u32,
-    /// How long a record waits on this topic; `None`: it is no retry topic.
-    pub(super) held_for: Option<Duration>,
-    /// Attempts in place.
-    back_off: Option<BackOff>,
-    /// Where a record goes that failed and may be tried again.
-    next: Hop,
-    /// Where a hopeless one goes.
-    dead: Hop,
+/// What became of a dead letter, as its mark says in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settled {
+    /// What was done.
+    pub action: LettersAction,
+    /// Who did it.
+    pub by: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
 }
 
-/// A way to another topic.
-#[derive(Clone, Debug)]
-pub(super) struct Hop {
-    topic: Arc<str>,
-    /// How long the record waits there; `None`: it is a dead letter.
-    delay: Option<Duration>,
+/// Which dead letters are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// Those at these partitions and offsets.
+    Records(Vec<(i32, i64)>),
+    /// Those with this text in key, value or the value of a header; the empty text is in all of them.
+    Containing(String),
 }
 
-impl Routes {
-    /// The routes of a group, whose topics are checked.
-    ///
-    /// # Errors
-    /// [`Error::MissingTopics`], [`Error::PartitionCounts`] for a topic beside another with fewer partitions,
-    /// [`Error::RetentionTooShort`] for one that would forget a record before its next attempt.
-    pub(super) async fn new(log: &Log, group: &str, topics: &[String], retry: &RetryPolicy) -> Result<Self, Error> {
-        let mut missing = Vec::new();
-        for topic in control::topics(group) {
-            described(log, &topic.name, &mut missing).await?;
+impl Selection {
+    /// Whether a dead letter is meant.
+    pub fn contains(&self, partition: i32, record: &Record) -> bool {
+        match self {
+            Self::Records(records) => records.contains(&(partition, record.offset)),
+            Self::Containing(text) => {
+                let has =
+                    |bytes: &Bytes| text.is_empty() || bytes.windows(text.len()).any(|part| part == text.as_bytes());
+                let own = record.key.iter().chain(&record.value).any(has);
+                own || text.is_empty() || record.headers.iter().any(|(_, value)| has(value))
+            }
         }
-        let mut routes = HashMap::new();
-        for topic in topics {
-            let Some(source) = described(log, topic, &mut missing).await? else {
-                continue;
+    }
+}
+
+/// Partition and offset.
+type Place = (i32, i64);
+
+/// Where a list of dead letters goes on: for each partition the offset before which they stand.
+pub type Before = BTreeMap<i32, i64>;
+
+/// The newest dead letters of `group` from `topic`, `most` at most, before those of an earlier list, and where the list goes on;
+/// `None`: nothing is left. It reads all dead letters of the topic.
+///
+/// # Errors
+/// [`Error::Log`], as for a group without these topics.
+pub async fn list(
+    log: &Log,
+    topic: &str,
+    group: &str,
+    before: &Before,
+    most: usize,
+    is_wanted: impl Fn(&DeadLetter) -> bool,
+) -> Result<(Vec<DeadLetter>, Option<Before>), Error> {
+    let letters = dead_letter_topic(topic, group);
+    let mut marks = read_marks(log, group, &letters).await?;
+    // The oldest of the newest is on top, to make room.
+    let mut newest: BinaryHeap<Reverse<(i64, Place)>> = BinaryHeap::new();
+    let mut found: HashMap<Place, DeadLetter> = HashMap::new();
+    let mut is_more = false;
+    let mut scan = Scan::new(log, &letters).await?;
+    while let Some(batch) = scan.next().await? {
+        let partition = batch.partition.partition;
+        let end = before.get(&partition).copied().unwrap_or(i64::MAX);
+        for record in batch.records.into_iter().filter(|record| record.offset < end) {
+            let place = (partition, record.offset);
+            let letter = DeadLetter {
+                partition,
+                settled: marks.remove(&place),
+                record,
             };
-            check_retention(&source, retry.back_off().map(BackOff::longest).unwrap_or_default())?;
-            for (topic, route) in of_topic(topic, group, retry) {
-                let Some(found) = described(log, &topic, &mut missing).await? else {
-                    continue;
-                };
-                if found.partitions < source.partitions {
-                    return Err(Error::PartitionCounts {
-                        left: source.name,
-                        left_partitions: source.partitions,
-                        right: found.name,
-                        right_partitions: found.partitions,
-                    });
-                }
-                if let Some(route) = route {
-                    check_retention(&found, route.held_for.unwrap_or_default())?;
-                    routes.insert(topic.into(), Arc::new(route));
+            if !is_wanted(&letter) {
+                continue;
+            }
+            newest.push(Reverse((letter.record.timestamp_ms, place)));
+            found.insert(place, letter);
+            if newest.len() > most
+                && let Some(Reverse((_, oldest))) = newest.pop()
+            {
+                found.remove(&oldest);
+                is_more = true;
+            }
+        }
+    }
+    let order = newest.into_sorted_vec();
+    let page: Vec<_> = order
+        .into_iter()
+        .filter_map(|Reverse((_, place))| found.remove(&place))
+        .collect();
+    let next = is_more.then(|| {
+        let mut next = before.clone();
+        for letter in &page {
+            let before = next.entry(letter.partition).or_insert(letter.record.offset);
+            *before = letter.record.offset.min(*before);
+        }
+        next
+    });
+    Ok((page, next))
+}
+
+/// Redrives or discards dead letters of `group` from `topic` that wait, and says how many they were. Redriven, a record comes to the
+/// group again, and to nobody else, with its attempts counted anew; its order among others of its key is given up.
+///
+/// # Errors
+/// [`Error::Log`]; with [`crate::log::Error::Fenced`] when another redrive of the group has begun meanwhile. What was done until then is
+/// done, and is not done again.
+pub async fn settle(
+    log: &Log,
+    topic: &str,
+    group: &str,
+    selection: &Selection,
+    action: LettersAction,
+    by: &str,
+) -> Result<usize, Error> {
+    let letters = dead_letter_topic(topic, group);
+    // First the producer: it ends whatever an earlier one had open, so that the marks are all there.
+    let mut producer = log.transactional_producer(&format!("{group}-redrive")).await?;
+    let marks = read_marks(log, group, &letters).await?;
+    // What fails again at once comes back behind the end of the scan: it is left for the next time.
+    let mut scan = Scan::new(log, &letters).await?;
+    let settling = Settling {
+        topic,
+        group,
+        letters: &letters,
+        action,
+        by,
+    };
+    let (mut waiting, mut count) = (Vec::new(), 0);
+    loop {
+        let batch = scan.next().await?;
+        let is_last = batch.is_none();
+        if let Some(batch) = batch {
+            let partition = batch.partition.partition;
+            for record in batch.records {
+                if !marks.contains_key(&(partition, record.offset)) && selection.contains(partition, &record) {
+                    waiting.push((partition, record));
                 }
             }
         }
-        match missing.is_empty() {
-            true => Ok(Self { routes }),
-            false => Err(Error::MissingTopics(missing)),
+        while waiting.len() >= SETTLED_AT_ONCE || is_last && !waiting.is_empty() {
+            let some: Vec<_> = waiting.drain(..waiting.len().min(SETTLED_AT_ONCE)).collect();
+            count += some.len();
+            settling.commit(&mut producer, some).await?;
         }
-    }
-
-    /// The topics to consume.
-    pub(super) fn consumed(&self) -> impl Iterator<Item = String> {
-        self.routes.keys().map(|topic| topic.to_string())
-    }
-
-    pub(super) fn of(&self, topic: &str) -> Option<Arc<Route>> {
-        self.routes.get(topic).cloned()
+        if is_last {
+            return Ok(count);
+        }
     }
 }
 
-async fn described(log: &Log, topic: &str, missing: &mut Vec<String>) -> Result<Option<TopicDescription>, Error> {
-    match log.describe_topic(topic).await {
-        Ok(found) => Ok(Some(found)),
-        Err(log::Error::UnknownTopic(_)) => {
-            missing.push(topic.to_owned());
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
+/// What is done with dead letters, whoever they are.
+struct Settling<'a> {
+    topic: &'a str,
+    group: &'a str,
+    letters: &'a str,
+    action: LettersAction,
+    by: &'a str,
 }
 
-fn check_retention(topic: &TopicDescription, wait: Duration) -> Result<(), Error> {
-    match topic.retention {
-        Some(retention) if topic.cleanup != CleanupPolicy::Compact && retention <= wait => {
-            Err(Error::RetentionTooShort {
-                topic: topic.name.clone(),
-                retention,
-                wait,
-            })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// `topic` and the topics beside it, those that are consumed with their routes.
-fn of_topic(topic: &str, group: &str, retry: &RetryPolicy) -> Vec<(String, Option<Route>)> {
-    let dead = Hop {
-        topic: dead_letter_topic(topic, group).into(),
-        delay: None,
-    };
-    let hops: Vec<Hop> = retry.topics().map_or_else(Vec::new, |retry| {
-        let names = retry.names(topic, group).into_iter();
-        let hop = |(name, delay): (String, &Duration)| Hop {
-            topic: name.into(),
-            delay: Some(*delay),
+impl Settling<'_> {
+    /// Does it with some of them, with their marks and the record of it, in one transaction.
+    async fn commit(&self, producer: &mut TransactionalProducer, some: Vec<(i32, Record)>) -> Result<(), Error> {
+        let settled = Settled {
+            action: self.action,
+            by: self.by.to_owned(),
+            at_ms: now_ms(),
         };
-        names.zip(retry.delays()).map(hop).collect()
-    });
-    let next = |nth: usize| hops.get(nth).unwrap_or(&dead).clone();
-    let source = Route {
-        attempts_before: 0,
-        held_for: None,
-        back_off: retry.back_off().cloned(),
-        next: next(0),
-        dead: dead.clone(),
-    };
-    let in_place = retry.back_off().map_or(1, |back_off| back_off.attempts().unwrap_or(1));
-    let mut routes = vec![(topic.to_owned(), Some(source))];
-    for (attempts_before, (nth, hop)) in (in_place..).zip(hops.iter().enumerate()) {
-        let route = Route {
-            attempts_before,
-            held_for: hop.delay,
-            back_off: None,
-            next: next(nth + 1),
-            dead: dead.clone(),
+        let mark = Bytes::from(serde_json::to_vec(&settled)?);
+        let action = ControlRecord::Letters {
+            action: self.action,
+            topic: self.letters.to_owned(),
+            records: some.len(),
+            by: self.by.to_owned(),
         };
-        routes.push((hop.topic.to_string(), Some(route)));
-    }
-    routes.push((dead.topic.to_string(), None));
-    routes
-}
-
-impl Route {
-    /// How long to wait in place after so many failures here; `None`: no longer in place.
-    pub(super) fn delay(&self, failed: u32) -> Option<Duration> {
-        self.back_off.as_ref()?.delay(failed)
-    }
-
-    /// Whether a failed record goes to the dead letters.
-    pub(super) fn is_dead_letter(&self, retriable: bool) -> bool {
-        self.hop(retriable).delay.is_none()
-    }
-
-    /// Where a failed record goes.
-    pub(super) fn hop(&self, retriable: bool) -> &Hop {
-        if retriable { &self.next } else { &self.dead }
-    }
-}
-
-impl Hop {
-    pub(super) fn topic(&self) -> &str {
-        &self.topic
+        let mut transaction = producer.begin();
+        for (partition, record) in some {
+            let key = mark_key(self.letters, (partition, record.offset));
+            let mark = ProducerRecord::to(marks_topic(self.group))
+                .partition(0)
+                .key(key)
+                .value(mark.clone());
+            transaction.send(mark).await?;
+            if self.action == LettersAction::Redrive {
+                transaction.send(self.redriven(partition, record)).await?;
+            }
+        }
+        transaction
+            .send(action.into_record(self.group, Uuid::now_v7())?)
+            .await?;
+        Ok(transaction.commit().await?)
     }
 
-    /// The record as it goes: key, value and headers are kept, and so is the number of the partition.
-    pub(super) fn record(
-        &self,
-        from: &TopicPartition,
-        record: &Record,
-        on_retry: bool,
-        why: &Why<'_>,
-    ) -> ProducerRecord {
+    /// The record as it comes back: where it stood first is kept, what happened since is not.
+    fn redriven(&self, partition: i32, record: Record) -> ProducerRecord {
         let mut headers = Headers::new();
         for (name, value) in record.headers.iter() {
-            let is_origin = header::ORIGIN.contains(&name);
-            if !header::ALL.contains(&name) || is_origin && on_retry {
+            if !header::ALL.contains(&name) || header::ORIGIN.contains(&name) {
                 headers.push(name, value.clone());
             }
         }
-        if !on_retry {
-            headers.push(header::ORIGIN_TOPIC, from.topic.to_string());
-            headers.push(header::ORIGIN_PARTITION, from.partition.to_string());
-            headers.push(header::ORIGIN_OFFSET, record.offset.to_string());
-            headers.push(header::ORIGIN_TIMESTAMP, record.timestamp_ms.to_string());
-        }
-        headers.push(header::GROUP, why.group.to_owned());
-        headers.push(header::ATTEMPT, why.attempts.to_string());
-        headers.push(header::ERROR_KIND, why.kind);
-        headers.push(header::ERROR_MESSAGE, cut(why.message).to_owned());
-        if let Some(delay) = self.delay {
-            let delay_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
-            headers.push(header::BACK_OFF_MS, delay_ms.to_string());
-            headers.push(header::DUE_MS, super::now_ms().saturating_add(delay_ms).to_string());
-        }
         ProducerRecord {
-            topic: self.topic.clone(),
-            partition: Some(from.partition),
-            key: record.key.clone(),
-            value: record.value.clone(),
+            topic: redrive_topic(self.topic, self.group).into(),
+            partition: Some(partition),
+            key: record.key,
+            value: record.value,
             headers,
             timestamp_ms: None,
         }
     }
 }
 
-/// Why a record leaves its topic.
-pub(super) struct Why<'a> {
-    pub(super) group: &'a str,
-    pub(super) attempts: u32,
-    pub(super) kind: &'static str,
-    pub(super) message: &'a str,
-}
-
-/// The first bytes of a message, whole characters only.
-fn cut(message: &str) -> &str {
-    &message[..message.floor_char_boundary(MAX_MESSAGE_BYTES)]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn routes(retry: &RetryPolicy) -> Vec<String> {
-        let routes = of_topic("orders", "billing", retry);
-        let line = |(topic, route): &(String, Option<Route>)| match route {
-            None => format!("{topic} is not consumed"),
-            Some(route) => {
-                let (before, next, dead) = (route.attempts_before, route.next.topic(), route.dead.topic());
-                format!("{topic} +{before} -> {next}, {dead}")
+/// What became of the dead letters of a topic.
+async fn read_marks(log: &Log, group: &str, letters: &str) -> Result<HashMap<Place, Settled>, Error> {
+    let mut marks = HashMap::new();
+    let mut scan = Scan::new(log, &marks_topic(group)).await?;
+    while let Some(batch) = scan.next().await? {
+        for record in batch.records {
+            let place = record.key.as_deref().and_then(|key| marked_place(key, letters));
+            let settled = record.value.and_then(|value| serde_json::from_slice(&value).ok());
+            if let (Some(place), Some(settled)) = (place, settled) {
+                marks.insert(place, settled);
             }
-        };
-        routes.iter().map(line).collect()
+        }
     }
+    Ok(marks)
+}
 
-    #[test]
-    fn a_failed_record_goes_from_topic_to_topic_and_at_last_to_the_dead_letters() {
-        let topics = super::super::retry::RetryTopics::new([1, 5].map(Duration::from_secs));
-        let dlt = "orders.billing.dlt";
-        assert_eq!(
-            routes(&RetryPolicy::NonBlocking(topics.clone())),
-            [
-                format!("orders +0 -> orders.billing.retry.1s, {dlt}"),
-                format!("orders.billing.retry.1s +1 -> orders.billing.retry.5s, {dlt}"),
-                format!("orders.billing.retry.5s +2 -> {dlt}, {dlt}"),
-                format!("{dlt} is not consumed"),
-            ]
-        );
-        let back_off = BackOff::fixed(Duration::from_secs(1)).max_attempts(3);
-        assert_eq!(
-            routes(&RetryPolicy::BlockingThenNonBlocking(back_off, topics))[1],
-            format!("orders.billing.retry.1s +3 -> orders.billing.retry.5s, {dlt}")
-        );
-        assert_eq!(routes(&RetryPolicy::None)[0], format!("orders +0 -> {dlt}, {dlt}"));
-    }
+fn mark_key(letters: &str, (partition, offset): Place) -> String {
+    format!("{letters}/{partition}/{offset}")
+}
 
-    #[test]
-    fn headers_of_a_hop_are_replaced_and_the_origin_is_kept() {
-        let hop = Hop {
-            topic: "orders.billing.dlt".into(),
-            delay: None,
-        };
-        let long = "ä".repeat(2000);
-        let why = |attempts| Why {
-            group: "billing",
-            attempts,
-            kind: "panic",
-            message: &long,
-        };
-        let record = Record {
-            offset: 7,
-            timestamp_ms: 70,
-            key: Some("k".into()),
-            value: Some("v".into()),
-            headers: Headers::new()
-                .with("mine", "1")
-                .with(header::ORIGIN_OFFSET, "forged")
-                .with("mine", "2"),
-        };
-        let first = hop.record(&TopicPartition::new("orders", 3), &record, false, &why(1));
-        assert_eq!(
-            (first.partition, first.key.clone(), first.value.clone()),
-            (Some(3), record.key, record.value)
-        );
-        let on_retry = Record {
-            offset: 9,
-            timestamp_ms: 90,
-            key: first.key,
-            value: first.value,
-            headers: first.headers,
-        };
-        let second = hop.record(
-            &TopicPartition::new("orders.billing.retry.1s", 3),
-            &on_retry,
-            true,
-            &why(2),
-        );
-        let of = |name: &str| -> Vec<&str> {
-            let named = second.headers.iter().filter(|(other, _)| *other == name);
-            named
-                .map(|(_, value)| std::str::from_utf8(value).expect("text"))
-                .collect()
-        };
-        assert_eq!(of("mine"), ["1", "2"]);
-        assert_eq!(of(header::ORIGIN_TOPIC), ["orders"]);
-        assert_eq!(of(header::ORIGIN_OFFSET), ["7"]);
-        assert_eq!(of(header::ORIGIN_TIMESTAMP), ["70"]);
-        assert_eq!(of(header::ATTEMPT), ["2"]);
-        assert_eq!(of(header::ERROR_KIND), ["panic"]);
-        assert_eq!(of(header::ERROR_MESSAGE)[0].len(), MAX_MESSAGE_BYTES);
-    }
+fn marked_place(key: &[u8], letters: &str) -> Option<Place> {
+    let rest = std::str::from_utf8(key)
+        .ok()?
+        .strip_prefix(letters)?
+        .strip_prefix('/')?;
+    let (partition, offset) = rest.split_once('/')?;
+    Some((partition.parse().ok()?, offset.parse().ok()?))
 }

@@ -11,6 +11,7 @@ pub mod control;
 pub mod dead_letter;
 mod error;
 pub mod retry;
+mod scan;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

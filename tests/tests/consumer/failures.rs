@@ -7,7 +7,7 @@ use std::time::Duration;
 use barnabas::log::{ProducerRecord, Record};
 use barnabas::patterns::Error;
 use barnabas::patterns::consumer::{DeliveryGuarantee, HandlerError, ProcessingOrder};
-use barnabas::patterns::dead_letter::{dead_letter_topic, header};
+use barnabas::patterns::dead_letter::{dead_letter_topic, header, redrive_topic};
 use barnabas::patterns::retry::{BackOff, RetryPolicy, RetryTopics};
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
@@ -360,6 +360,8 @@ async fn topics_that_do_not_exist_or_forget_too_early_are_refused(engine: Engine
             let expected = [
                 format!("{}.blocked", bench.group),
                 format!("{}.control", bench.group),
+                format!("{}.dead-letters", bench.group),
+                redrive_topic(&bench.topic, &bench.group),
                 topics.names(&bench.topic, &bench.group).remove(0),
                 dead_letter_topic(&bench.topic, &bench.group),
             ];

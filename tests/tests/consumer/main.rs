@@ -2,6 +2,7 @@
 //!
 //! What the group has committed, and what stands on retry and dead-letter topics, is read back from the log by itself.
 
+mod dead_letters;
 mod failures;
 mod operators;
 mod order;

@@ -7,10 +7,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::EmbeddedLog;
 use super::writer::{MemberOffsets, Row, TransactionRows, Value, Write, unstage};
 use crate::log::group::GroupMetadataEngine;
-use crate::log::transaction::{TransactionCommand, WAITING_SLICES};
-use crate::log::{
-    CommittedOffset, Error, GroupMetadata, ProducerRecord, Result, TopicPartition, TransactionalProducer,
-};
+use crate::log::transaction::{GroupOffsets, TransactionCommand, WAITING_SLICES};
+use crate::log::{Error, ProducerRecord, Result, TransactionalProducer};
 
 /// Bytes of values from which a transaction is staged.
 const STAGE_BYTES: usize = 1024 * 1024;
@@ -57,12 +55,11 @@ impl TransactionTask {
                 TransactionCommand::Commit {
                     records,
                     offsets,
-                    group,
                     reply,
                 } => {
                     self.add(records).await;
                     // The asker may have given up waiting; the outcome is the same.
-                    let _ = reply.send(self.commit(offsets, group).await);
+                    let _ = reply.send(self.commit(offsets).await);
                 }
                 TransactionCommand::Abort { reply } => {
                     self.abort().await;
@@ -121,16 +118,13 @@ impl TransactionTask {
         Ok(())
     }
 
-    async fn commit(
-        &mut self,
-        offsets: Vec<(TopicPartition, CommittedOffset)>,
-        group: Option<GroupMetadata>,
-    ) -> Result<()> {
+    async fn commit(&mut self, offsets: Vec<GroupOffsets>) -> Result<()> {
         if let Some(error) = self.open.failed.take() {
             self.abort().await;
             return Err(error);
         }
-        let offsets = match self.member_offsets(offsets, group) {
+        let offsets = offsets.into_iter().map(|offsets| self.member_offsets(offsets));
+        let offsets = match offsets.collect::<Result<_>>() {
             Ok(offsets) => offsets,
             Err(error) => {
                 self.abort().await;
@@ -153,15 +147,8 @@ impl TransactionTask {
         committed
     }
 
-    fn member_offsets(
-        &self,
-        offsets: Vec<(TopicPartition, CommittedOffset)>,
-        group: Option<GroupMetadata>,
-    ) -> Result<Option<MemberOffsets>> {
-        let Some(GroupMetadata { engine }) = group else {
-            return Ok(None);
-        };
-        let GroupMetadataEngine::Embedded(metadata) = engine else {
+    fn member_offsets(&self, GroupOffsets { group, offsets }: GroupOffsets) -> Result<MemberOffsets> {
+        let GroupMetadataEngine::Embedded(metadata) = group.engine else {
             return Err(Error::UnknownMember {
                 group: "of another log".to_owned(),
             });
@@ -169,12 +156,11 @@ impl TransactionTask {
         let offsets = offsets
             .into_iter()
             .map(|(name, committed)| Ok((self.log.partition(&name)?, committed)));
-        let offsets = offsets.collect::<Result<_>>()?;
-        Ok(Some(MemberOffsets {
+        Ok(MemberOffsets {
             group: metadata.group,
             member: metadata.member,
-            offsets,
-        }))
+            offsets: offsets.collect::<Result<_>>()?,
+        })
     }
 
     async fn abort(&mut self) {

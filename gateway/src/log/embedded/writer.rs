@@ -88,7 +88,7 @@ pub(super) struct TransactionRows {
     pub(super) transactional_id: String,
     pub(super) epoch: u64,
     pub(super) rows: Vec<Row>,
-    pub(super) offsets: Option<MemberOffsets>,
+    pub(super) offsets: Vec<MemberOffsets>,
 }
 
 /// Offsets that a group member commits.

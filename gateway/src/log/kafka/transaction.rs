@@ -25,7 +25,7 @@ use super::event::{IDLE_TICK, LogContext, ProducerQueue};
 use super::producer::delivery_error;
 use super::{KafkaLog, Started, lock, native_headers};
 use crate::log::group::GroupMetadataEngine;
-use crate::log::transaction::TransactionCommand;
+use crate::log::transaction::{GroupOffsets, TransactionCommand};
 use crate::log::{CommittedOffset, Error, GroupMetadata, ProducerRecord, Result, TopicPartition};
 
 /// One wait for acknowledgements.
@@ -70,10 +70,9 @@ pub(super) async fn run(
             Ok(Some(TransactionCommand::Commit {
                 records,
                 offsets,
-                group,
                 reply,
             })) => {
-                let answer = thread.commit(records, &offsets, group.as_ref()).await;
+                let answer = thread.commit(records, &offsets).await;
                 if matches!(answer, Err(Error::Indefinite(_))) {
                     // What became of it is settled when the next producer has taken over.
                     thread.clean_up();
@@ -173,12 +172,7 @@ impl TransactionThread {
         }
     }
 
-    async fn commit(
-        &mut self,
-        records: Vec<ProducerRecord>,
-        offsets: &[(TopicPartition, CommittedOffset)],
-        group: Option<&GroupMetadata>,
-    ) -> Result<()> {
+    async fn commit(&mut self, records: Vec<ProducerRecord>, offsets: &[GroupOffsets]) -> Result<()> {
         match std::mem::replace(&mut self.transaction, State::None) {
             State::Failed(error) => return Err(error),
             State::Fenced => {
@@ -187,7 +181,7 @@ impl TransactionThread {
             }
             state => self.transaction = state,
         }
-        match self.try_commit(records, offsets, group).await {
+        match self.try_commit(records, offsets).await {
             Ok(()) => {
                 self.transaction = State::None;
                 Ok(())
@@ -199,12 +193,11 @@ impl TransactionThread {
     async fn try_commit(
         &mut self,
         records: Vec<ProducerRecord>,
-        offsets: &[(TopicPartition, CommittedOffset)],
-        group: Option<&GroupMetadata>,
+        offsets: &[GroupOffsets],
     ) -> std::result::Result<(), Failure> {
         self.write(records).await?;
         self.drain()?;
-        if let (false, Some(group)) = (offsets.is_empty(), group) {
+        for GroupOffsets { group, offsets } in offsets {
             self.send_offsets(offsets, group)?;
         }
         let within = self.log.0.settings.request_timeout;

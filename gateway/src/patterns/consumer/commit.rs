@@ -13,11 +13,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
+use super::members::Members;
 use super::partition::Run;
 use super::{ConsumerBuilder, DeliveryGuarantee};
-use crate::log::{
-    self, Batch, CommittedOffset, GroupMember, Log, ProducerRecord, Record, TopicPartition, TransactionalProducer,
-};
+use crate::log::{self, Batch, CommittedOffset, Log, ProducerRecord, Record, TopicPartition, TransactionalProducer};
 
 /// First and longest wait before a commit that failed is tried again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -235,7 +234,7 @@ impl Committer {
     }
 
     /// Begins a commit; `None`: there is nothing to commit.
-    pub(super) fn begin(&mut self, member: &GroupMember, mut marks: Vec<Mark>) -> Option<BoxFuture<'static, Outcome>> {
+    pub(super) fn begin(&mut self, members: &Members, mut marks: Vec<Mark>) -> Option<BoxFuture<'static, Outcome>> {
         let now = Instant::now();
         self.begun = now;
         let unfed = std::mem::take(&mut self.unfed);
@@ -256,7 +255,7 @@ impl Committer {
                 return None;
             }
             self.committing = true;
-            let commit = member.commit(offsets(&marks));
+            let commit = members.commit(&marks);
             let outcome = async move {
                 Outcome {
                     result: commit.await,
@@ -270,7 +269,7 @@ impl Committer {
         };
         if let Some((marks, sent)) = transactions.undecided.take() {
             self.committing = true;
-            let committed = member.committed(marks.iter().map(|mark| mark.partition.clone()).collect());
+            let committed = members.committed(&marks.first()?.partition);
             let producer = transactions.producer.take();
             return Some(decide(committed, marks, sent, producer).boxed());
         }
@@ -283,11 +282,11 @@ impl Committer {
             .partition(|sent| marks.iter().any(|mark| mark.partition == sent.partition));
         transactions.window = rest;
         transactions.count();
-        let group = member.metadata();
+        let offsets = members.owned_offsets(&marks);
         let producer = transactions.producer.take();
         let (log, transactional_id) = (transactions.log.clone(), transactions.transactional_id.clone());
         let outcome = async move {
-            let (producer, result) = transact(&log, &transactional_id, producer, group, &marks, &sent).await;
+            let (producer, result) = transact(&log, &transactional_id, producer, offsets, &sent).await;
             Outcome {
                 marks,
                 sent,
@@ -398,20 +397,12 @@ pub(super) fn may_pass(error: &log::Error) -> bool {
         )
 }
 
-fn offsets(marks: &[Mark]) -> Vec<(TopicPartition, CommittedOffset)> {
-    marks
-        .iter()
-        .map(|mark| (mark.partition.clone(), mark.offset.clone()))
-        .collect()
-}
-
 /// Commits everything in one transaction, with a new producer if there is none. The producer is gone when it was fenced.
 async fn transact(
     log: &Log,
     transactional_id: &str,
     producer: Option<TransactionalProducer>,
-    group: impl Future<Output = log::Result<log::GroupMetadata>>,
-    marks: &[Mark],
+    offsets: impl Future<Output = log::Result<Vec<(log::GroupMetadata, Vec<(TopicPartition, CommittedOffset)>)>>>,
     sent: &[Sent],
 ) -> (Option<TransactionalProducer>, log::Result<()>) {
     let mut producer = match producer {
@@ -423,11 +414,13 @@ async fn transact(
     };
     let mut transaction = producer.begin();
     let result = async {
-        let group = group.await?;
+        let offsets = offsets.await?;
         for sent in sent {
             transaction.send(sent.record.clone()).await?;
         }
-        transaction.send_offsets(group, offsets(marks));
+        for (member, offsets) in offsets {
+            transaction.send_offsets(member, offsets);
+        }
         transaction.commit().await
     };
     match result.await {
@@ -438,22 +431,14 @@ async fn transact(
 
 /// Finds out whether a transaction was committed: then its offsets were.
 async fn decide(
-    committed: impl Future<Output = log::Result<Vec<Option<CommittedOffset>>>>,
+    committed: impl Future<Output = log::Result<Option<CommittedOffset>>>,
     marks: Vec<Mark>,
     sent: Vec<Sent>,
     producer: Option<TransactionalProducer>,
 ) -> Outcome {
     let result = match committed.await {
-        Ok(committed) => {
-            let is_there = marks
-                .iter()
-                .zip(&committed)
-                .any(|(mark, found)| found.as_ref() == Some(&mark.offset));
-            match is_there {
-                true => Ok(()),
-                false => Err(log::Error::Aborted("its offsets were not committed".to_owned())),
-            }
-        }
+        Ok(committed) if marks.first().map(|mark| &mark.offset) == committed.as_ref() => Ok(()),
+        Ok(_) => Err(log::Error::Aborted("its offsets were not committed".to_owned())),
         // Still not known: it is asked again.
         Err(error) => Err(log::Error::Indefinite(error.to_string())),
     };

@@ -15,11 +15,13 @@ mod commit;
 mod handle;
 mod handler;
 mod limit;
+mod members;
 mod offsets;
 mod operators;
 mod partition;
 mod pool;
 mod registry;
+mod routes;
 mod runner;
 
 use std::sync::Arc;
@@ -204,14 +206,10 @@ impl ConsumerBuilder {
     /// [`Error::Log`] for a consumed topic that does not exist.
     pub async fn topics(&self, log: &Log) -> Result<Vec<TopicSpec>, Error> {
         let mut specs = control::topics(&self.group).to_vec();
+        specs.push(dead_letter::marks(&self.group, KEEP_DEAD_LETTERS));
         for topic in &self.topics {
             let topic = log.describe_topic(topic).await?;
-            specs.extend(dead_letter::topics(
-                &topic,
-                &self.group,
-                &self.retry,
-                Some(KEEP_DEAD_LETTERS),
-            ));
+            specs.extend(dead_letter::topics(&topic, &self.group, &self.retry, KEEP_DEAD_LETTERS));
         }
         Ok(specs)
     }

@@ -102,7 +102,7 @@ impl Operators {
                     Ok(batch) => {
                         let commands = batch.records.iter().filter_map(|record| match ControlRecord::read(record)? {
                             (id, ControlRecord::Command(command)) => Some((id, command)),
-                            (_, ControlRecord::Outcome(_)) => None,
+                            (_, ControlRecord::Outcome(_) | ControlRecord::Letters { .. }) => None,
                         });
                         self.commands.extend(commands);
                     }

@@ -19,16 +19,17 @@ use super::commit::{self, Committer, Mark, Origin, Outcome};
 use super::handle::{ConsumerHandle, ConsumerState, Request, WAITING_REQUESTS};
 use super::handler::{AnyHandler, Failure, FailureKind};
 use super::limit::DeadLetterCount;
+use super::members::Members;
 use super::operators::{Operators, Told};
 use super::partition::{Ended, Failed, LaneId, Partition, PauseReason, Restored};
 use super::pool::Pool;
+use super::routes::{Route, Routes, Why};
 use super::{ConsumerBuilder, DeliveryGuarantee};
 use crate::log::{
-    self, Batch, CommittedOffset, GroupEvent, GroupMember, GroupSettings, Log, Producer, ProducerRecord,
-    ProducerSettings, Record, StartAt, TopicPartition,
+    self, Batch, CommittedOffset, GroupEvent, Log, Producer, ProducerRecord, ProducerSettings, Record, StartAt,
+    TopicPartition,
 };
 use crate::patterns::control::{Action, BlockedState, Command};
-use crate::patterns::dead_letter::{Route, Routes, Why};
 use crate::patterns::{Error, now_ms};
 
 /// Runs that wait for a worker at most; the others wait in their partitions.
@@ -53,15 +54,9 @@ pub(super) async fn start(
     let producer = log.producer(ProducerSettings::default()).await?;
     let operators = Operators::new(&log, &settings.group, producer.clone()).await?;
     let committer = Committer::new(&log, &settings).await?;
-    let member = log
-        .join_group(GroupSettings {
-            session_timeout: settings.session_timeout,
-            // The runner lets go by itself; this is for one that hangs.
-            release_timeout: settings.drain_timeout + 2 * COMMIT_PATIENCE,
-            start_at: settings.start_at,
-            ..GroupSettings::new(&settings.group, routes.consumed())
-        })
-        .await?;
+    // The runner lets go by itself; this is for one that hangs.
+    let release_timeout = settings.drain_timeout + 2 * COMMIT_PATIENCE;
+    let members = Members::join(&log, &settings, &routes, release_timeout).await?;
     let (requests, asked) = mpsc::channel(WAITING_REQUESTS);
     let stopping = CancellationToken::new();
     let for_handlers = (!committer.is_transactional()).then(|| producer.clone());
@@ -74,7 +69,7 @@ pub(super) async fn start(
         routes,
         producer,
         committer,
-        member,
+        members,
         partitions: HashMap::new(),
         last_epoch: 0,
         paused: Paused::default(),
@@ -96,7 +91,7 @@ struct Runner {
     committer: Committer,
     operators: Operators,
     dead_letters: DeadLetterCount,
-    member: GroupMember,
+    members: Members,
     partitions: HashMap<TopicPartition, Assigned>,
     last_epoch: u64,
     paused: Paused,
@@ -168,7 +163,7 @@ impl Runner {
                     stopped = true;
                     self.leave_all();
                 }
-                event = self.member.next(), if may_take => {
+                event = self.members.next(), if may_take => {
                     self.event(event).await?;
                     if stopped {
                         self.leave_all();
@@ -210,7 +205,7 @@ impl Runner {
                 for partition in known {
                     self.leave(&partition, true);
                 }
-                self.member.release(unknown).await?;
+                self.members.release(unknown).await?;
             }
             Ok(GroupEvent::Lost(partitions)) => {
                 tracing::warn!(group = self.settings.group, ?partitions, "partitions lost");
@@ -314,10 +309,10 @@ impl Runner {
             }
         }
         if !pause.is_empty() {
-            self.member.pause(pause).await?;
+            self.members.pause(pause).await?;
         }
         if !resume.is_empty() {
-            self.member.resume(resume).await?;
+            self.members.resume(resume).await?;
         }
         Ok(())
     }
@@ -435,7 +430,7 @@ impl Runner {
             kind: failure.kind.as_str(),
             message: reason,
         };
-        hop.record(partition, record, route.held_for.is_some(), &why)
+        hop.record(partition, record, route.is_source, &why)
     }
 
     fn operation(&mut self, operation: Operation) -> Result<(), Error> {
@@ -621,7 +616,7 @@ impl Runner {
             .filter(|assigned| !early || assigned.waits_for_commit())
             .filter_map(|assigned| assigned.state.committable(self.committer.is_exact()))
             .collect();
-        if let Some(commit) = self.committer.begin(&self.member, marks) {
+        if let Some(commit) = self.committer.begin(&self.members, marks) {
             self.operations.push(commit.map(Operation::Committed).boxed());
         }
     }
@@ -723,7 +718,7 @@ impl Runner {
             self.forget(&partition);
         }
         if !released.is_empty() {
-            self.member.release(released).await?;
+            self.members.release(released).await?;
         }
         Ok(())
     }
