@@ -11,7 +11,7 @@ pub mod control;
 pub mod dead_letter;
 mod error;
 pub mod retry;
-mod scan;
+pub(crate) mod scan;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -196,6 +196,22 @@ impl RetryPolicy {
     }
 }
 
+/// The delay of a retry topic of `group` for `source`, from its name; `None`: it is none.
+pub fn delay_of_topic(topic: &str, source: &str, group: &str) -> Option<Duration> {
+    let rest = topic.strip_prefix(source)?.strip_prefix('.')?.strip_prefix(group)?;
+    let words = rest.strip_prefix(".retry.")?;
+    let words = words.split_once('-').map_or(words, |(words, _)| words);
+    let number = words.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit_ms = match &words[number.len()..] {
+        "h" => 3_600_000,
+        "m" => 60_000,
+        "s" => 1000,
+        "ms" => 1,
+        _ => return None,
+    };
+    Some(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(unit_ms)?))
+}
+
 fn in_words(delay: Duration) -> String {
     let ms = delay.as_millis();
     let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
@@ -252,5 +268,8 @@ mod tests {
         let names = RetryTopics::new(delays).names("orders", "billing");
         let expected = ["1s", "5s", "30s", "5s-2", "90s", "2m", "1h", "250ms"];
         assert_eq!(names, expected.map(|delay| format!("orders.billing.retry.{delay}")));
+        let read = names.iter().map(|name| delay_of_topic(name, "orders", "billing"));
+        assert_eq!(read.collect::<Vec<_>>(), delays.map(Some));
+        assert_eq!(delay_of_topic("orders.billing.redrive", "orders", "billing"), None);
     }
 }

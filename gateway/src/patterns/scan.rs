@@ -6,14 +6,14 @@ use super::Error;
 use crate::log::{self, Batch, Log, Reader, StartAt, TopicPartition};
 
 /// A scan of one topic.
-pub(super) struct Scan {
+pub(crate) struct Scan {
     reader: Reader,
     /// Where each partition ends that has not been read so far.
     ends: HashMap<i32, i64>,
 }
 
 impl Scan {
-    pub(super) async fn new(log: &Log, topic: &str) -> Result<Self, Error> {
+    pub(crate) async fn new(log: &Log, topic: &str) -> Result<Self, Error> {
         let partitions = log.describe_topic(topic).await?.partitions;
         let mut reader = log.reader(topic).await?;
         let mut ends = HashMap::new();
@@ -29,7 +29,7 @@ impl Scan {
     }
 
     /// The next records of a partition, in order; `None`: all have been read.
-    pub(super) async fn next(&mut self) -> Result<Option<Batch>, Error> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Batch>, Error> {
         while !self.ends.is_empty() {
             let mut batch = match self.reader.next().await {
                 Ok(batch) => batch,

@@ -3,6 +3,7 @@
 //! [`Server::start`] makes the topics, warms the producers and listens; [`Server::serve`] answers until it is told to stop.
 //! Every handler reaches everything through [`App`].
 
+mod admin;
 mod assets;
 mod body;
 mod channel_name;
@@ -187,6 +188,7 @@ impl Server {
             app, working, listener, ..
         } = self;
         app.tasks.spawn(own_jobs(app.clone()));
+        app.tasks.spawn(admin::run_live(app.clone()));
         if let Some(view) = app.job_view.clone() {
             app.tasks
                 .spawn(view.run(app.log.clone(), app.config.topics.jobs(), app.stopping.clone()));
@@ -224,6 +226,7 @@ async fn make_topics(config: &Config, log: &Log) -> log::Result<()> {
 fn router(app: &App) -> Router {
     let origins = Arc::new(origin::Origins::new(&app.config.listen));
     Router::new()
+        .merge(admin::routes())
         .merge(health::routes())
         .merge(events::routes())
         .merge(jobs::routes())

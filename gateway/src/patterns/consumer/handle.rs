@@ -45,8 +45,8 @@ pub struct ConsumerState {
 pub struct PartitionState {
     /// The partition.
     pub partition: TopicPartition,
-    /// What the group has committed.
-    pub committed: NextOffset,
+    /// What was committed since the partition was assigned.
+    pub committed: Option<NextOffset>,
     /// Before it everything is done.
     pub done: NextOffset,
     /// How far it has been read.

@@ -30,6 +30,8 @@ use std::time::Duration;
 pub use handle::{BlockedLane, ConsumerHandle, ConsumerState, PartitionState};
 pub use handler::{BatchError, BatchHandler, Cause, Context, FailureKind, Handler, HandlerError};
 pub use limit::DlqLimit;
+#[cfg(feature = "server")]
+pub(crate) use members::retry_group;
 pub use partition::PauseReason;
 pub use registry::{EventHandler, Registry};
 

@@ -69,7 +69,9 @@ pub(super) struct Partition {
     /// Tells runs to end after the record in hand.
     stop: Arc<AtomicBool>,
     pauses: BTreeSet<PauseReason>,
-    committed: CommittedOffset,
+    /// What was committed in this assignment. It begins with where the partition starts: a group that has committed nothing would
+    /// start elsewhere the next time, and nobody would see it.
+    committed: Option<CommittedOffset>,
 }
 
 /// Why a partition does not go on.
@@ -186,7 +188,7 @@ impl Partition {
             hopping: 0,
             stop: Arc::default(),
             pauses: BTreeSet::new(),
-            committed: start,
+            committed: None,
         }
     }
 
@@ -498,7 +500,7 @@ impl Partition {
             next_offset: self.offsets.committable(),
             metadata,
         };
-        (offset != self.committed && (is_all || !exact)).then(|| Mark {
+        (Some(&offset) != self.committed.as_ref() && (is_all || !exact)).then(|| Mark {
             partition: self.name.clone(),
             epoch: self.epoch,
             offset,
@@ -507,7 +509,7 @@ impl Partition {
 
     /// Takes note of what was committed.
     pub(super) fn committed(&mut self, offset: CommittedOffset) {
-        self.committed = offset;
+        self.committed = Some(offset);
     }
 
     /// Adds or takes away a reason for pausing. Says whether that changed something.
@@ -539,7 +541,7 @@ impl Partition {
         blocked.sort_by_key(|blocked| blocked.offset);
         PartitionState {
             partition: self.name.clone(),
-            committed: self.committed.next_offset,
+            committed: self.committed.as_ref().map(|committed| committed.next_offset),
             done: self.offsets.committable(),
             read: self.offsets.position(),
             open: self.offsets.open(),

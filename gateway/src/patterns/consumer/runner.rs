@@ -256,6 +256,7 @@ impl Runner {
             gone,
         };
         self.partitions.insert(partition, assigned);
+        self.committer.touch();
     }
 
     fn feed(&mut self, batch: Batch) {

@@ -1,0 +1,252 @@
+//! Dead letters: where some wait, what they are, and what is done with them.
+
+use axum::extract::{Path, Query, State};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http::HeaderMap;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{all_groups, has_topic, operator, put_bytes};
+use crate::log::{Log, StartAt, TopicPartition};
+use crate::patterns::control::LettersAction;
+use crate::patterns::dead_letter::{self, Before, DeadLetter, Selection, dead_letter_topic};
+use crate::server::{App, Error};
+
+/// Letters of one page at most.
+const MAX_PAGE: usize = 500;
+
+/// Topics with more letters are not read to count them.
+const COUNTED: i64 = 20_000;
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/v1/admin/dead-letters", get(topics))
+        .route("/v1/admin/dead-letters/{topic}", get(list))
+        .route("/v1/admin/dead-letters/{topic}/redrive", post(redrive))
+        .route("/v1/admin/dead-letters/{topic}/discard", post(discard))
+}
+
+async fn topics(State(app): State<App>) -> Result<Json<Value>, Error> {
+    let mut topics = Vec::new();
+    for (source, group) in sources(&app.log).await? {
+        let letters = dead_letter_topic(&source, &group);
+        if !has_topic(&app.log, &letters).await? {
+            continue;
+        }
+        let most = span(&app.log, &letters).await?;
+        let mut told = json!({ "topic": letters, "group": group, "source": source });
+        if most > COUNTED {
+            // Marks of transactions are among them.
+            told["records"] = json!(most);
+            told["waiting"] = json!(most);
+            told["estimated"] = json!(true);
+        } else {
+            let count = usize::try_from(most).unwrap_or(0);
+            let (all, _) = dead_letter::list(&app.log, &source, &group, &Before::new(), count, |_| true).await?;
+            told["records"] = json!(all.len());
+            told["waiting"] = json!(all.iter().filter(|letter| letter.settled.is_none()).count());
+        }
+        topics.push(told);
+    }
+    Ok(Json(json!({ "topics": topics })))
+}
+
+/// Offsets between start and end of a topic.
+async fn span(log: &Log, topic: &str) -> Result<i64, Error> {
+    let mut span = 0;
+    for number in 0..log.describe_topic(topic).await?.partitions {
+        let partition = TopicPartition::new(topic, number);
+        span += log.offset(&partition, StartAt::End).await? - log.offset(&partition, StartAt::Start).await?;
+    }
+    Ok(span)
+}
+
+/// What groups consume: topic and group.
+async fn sources(log: &Log) -> Result<Vec<(String, String)>, Error> {
+    let (operated, _) = all_groups(log).await?;
+    let each = operated.into_iter().flat_map(|operated| {
+        let group = operated.group;
+        operated.sources.into_iter().map(move |source| (source, group.clone()))
+    });
+    Ok(each.collect())
+}
+
+/// The source and the group of a topic of dead letters.
+async fn source_of(log: &Log, letters: &str) -> Result<(String, String), Error> {
+    let sources = sources(log).await?;
+    let found = sources
+        .into_iter()
+        .find(|(source, group)| dead_letter_topic(source, group) == letters);
+    found.ok_or_else(|| {
+        Error::not_found(
+            "unknown-topic",
+            format!("no group has its dead letters on topic {letters}"),
+        )
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    limit: Option<usize>,
+    before: Option<String>,
+    filter: Option<String>,
+    state: Option<String>,
+}
+
+async fn list(
+    State(app): State<App>,
+    Path(topic): Path<String>,
+    wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Value>, Error> {
+    let Query(wanted) = wanted.map_err(|error| Error::bad_request("bad-query", error.body_text()))?;
+    let waiting_only = match wanted.state.as_deref() {
+        None | Some("all") => false,
+        Some("waiting") => true,
+        Some(other) => {
+            return Err(Error::bad_request(
+                "bad-query",
+                format!("state is waiting or all, not {other}"),
+            ));
+        }
+    };
+    let before = match &wanted.before {
+        None => Before::new(),
+        Some(text) => read_before(text).ok_or_else(|| Error::bad_request("bad-query", "before is not a cursor"))?,
+    };
+    let (source, group) = source_of(&app.log, &topic).await?;
+    let selection = Selection::Containing(wanted.filter.unwrap_or_default());
+    let is_wanted = |letter: &DeadLetter| {
+        (!waiting_only || letter.settled.is_none()) && selection.contains(letter.partition, &letter.record)
+    };
+    let most = wanted.limit.unwrap_or(50).clamp(1, MAX_PAGE);
+    let (page, next) = dead_letter::list(&app.log, &source, &group, &before, most, is_wanted).await?;
+    let records: Vec<_> = page.iter().map(told).collect();
+    Ok(Json(
+        json!({ "records": records, "next": next.as_ref().map(write_before) }),
+    ))
+}
+
+fn told(letter: &DeadLetter) -> Value {
+    let mut told = Map::new();
+    told.insert("partition".to_owned(), letter.partition.into());
+    told.insert("offset".to_owned(), letter.record.offset.into());
+    told.insert("timestamp_ms".to_owned(), letter.record.timestamp_ms.into());
+    if let Some(key) = &letter.record.key {
+        put_bytes(&mut told, "key", key);
+    }
+    if let Some(value) = &letter.record.value {
+        put_bytes(&mut told, "value", value);
+    }
+    let headers = letter.record.headers.iter().map(|(name, value)| {
+        let mut header = Map::new();
+        header.insert("name".to_owned(), name.into());
+        put_bytes(&mut header, "value", value);
+        Value::Object(header)
+    });
+    told.insert("headers".to_owned(), headers.collect());
+    let state = match letter.settled.as_ref().map(|settled| settled.action) {
+        None => "waiting",
+        Some(LettersAction::Redrive) => "redriven",
+        Some(LettersAction::Discard) => "discarded",
+    };
+    told.insert("state".to_owned(), state.into());
+    if let Some(settled) = &letter.settled {
+        told.insert("by".to_owned(), settled.by.clone().into());
+        told.insert("at_ms".to_owned(), settled.at_ms.into());
+    }
+    Value::Object(told)
+}
+
+/// A cursor is `partition-offset` for each partition, with points between.
+fn write_before(before: &Before) -> String {
+    let places: Vec<_> = before
+        .iter()
+        .map(|(partition, offset)| format!("{partition}-{offset}"))
+        .collect();
+    places.join(".")
+}
+
+fn read_before(text: &str) -> Option<Before> {
+    let place = |place: &str| {
+        let (partition, offset) = place.split_once('-')?;
+        Some((partition.parse().ok()?, offset.parse().ok()?))
+    };
+    text.split('.').map(place).collect()
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+enum Selected {
+    Records { records: Vec<Letter> },
+    Filter { filter: String },
+}
+
+#[derive(Deserialize)]
+struct Letter {
+    partition: i32,
+    offset: i64,
+}
+
+async fn redrive(
+    State(app): State<App>,
+    Path(topic): Path<String>,
+    headers: HeaderMap,
+    body: axum::body::Bytes,
+) -> Result<Json<Value>, Error> {
+    settle(&app, &topic, &headers, &body, LettersAction::Redrive).await
+}
+
+async fn discard(
+    State(app): State<App>,
+    Path(topic): Path<String>,
+    headers: HeaderMap,
+    body: axum::body::Bytes,
+) -> Result<Json<Value>, Error> {
+    settle(&app, &topic, &headers, &body, LettersAction::Discard).await
+}
+
+async fn settle(
+    app: &App,
+    topic: &str,
+    headers: &HeaderMap,
+    body: &[u8],
+    action: LettersAction,
+) -> Result<Json<Value>, Error> {
+    let selection = match serde_json::from_slice(body) {
+        Ok(Selected::Records { records }) => {
+            Selection::Records(records.iter().map(|one| (one.partition, one.offset)).collect())
+        }
+        Ok(Selected::Filter { filter }) => Selection::Containing(filter),
+        Err(_) => {
+            let detail = r#"the body is {"records":[{"partition":0,"offset":0}]} or {"filter":"text"}"#;
+            return Err(Error::bad_request("bad-selection", detail));
+        }
+    };
+    let (source, group) = source_of(&app.log, topic).await?;
+    let settled = dead_letter::settle(&app.log, &source, &group, &selection, action, &operator(headers)).await;
+    match settled {
+        Ok(records) => Ok(Json(json!({ "records": records }))),
+        Err(crate::patterns::Error::Log(crate::log::Error::Fenced(_))) => {
+            let detail = "another redrive of the group has begun meanwhile; what was done until then is done";
+            Err(Error::refused(http::StatusCode::CONFLICT, "refused", detail))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursors_come_back_as_they_were() {
+        for before in [Before::from([(0, 17)]), Before::from([(0, 17), (3, 0), (12, 1 << 40)])] {
+            assert_eq!(read_before(&write_before(&before)), Some(before));
+        }
+        for text in ["", "0", "0-", "-1", "a-1", "0-1.", "0-1,1-2"] {
+            assert_eq!(read_before(text), None, "{text}");
+        }
+    }
+}

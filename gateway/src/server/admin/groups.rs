@@ -1,0 +1,195 @@
+//! Groups with their lag, what stands still in them, commands, and who did what.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use axum::extract::{Path, Query, State};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{all_groups, has_topic, operator};
+use crate::log::{GroupDescription, Log, PartitionLag};
+use crate::patterns::control::{self, Action, Command, ControlRecord, Outcome, Place, control_topic};
+use crate::patterns::scan::Scan;
+use crate::server::{App, Error};
+
+/// How long the owner of a partition may take to answer a command.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Actions told at most.
+const MAX_ACTIONS: usize = 1000;
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/v1/admin/groups", get(groups))
+        .route("/v1/admin/blocked", get(blocked))
+        .route("/v1/admin/groups/{group}/commands", post(command))
+        .route("/v1/admin/groups/{group}/actions", get(actions))
+}
+
+#[derive(Serialize)]
+struct Group<'a> {
+    group: &'a str,
+    members: usize,
+    /// Whether commands can be given to it.
+    operated: bool,
+    lag: i64,
+    partitions: Vec<Lag<'a>>,
+}
+
+#[derive(Serialize)]
+struct Lag<'a> {
+    topic: &'a str,
+    partition: i32,
+    committed: i64,
+    end: i64,
+    lag: i64,
+}
+
+impl<'a> Group<'a> {
+    fn new(group: &'a GroupDescription, operated: bool, also: Option<&'a GroupDescription>) -> Self {
+        let also = also.into_iter().flat_map(|also| &also.partitions);
+        let lag = |lag: &'a PartitionLag| Lag {
+            topic: &lag.partition.topic,
+            partition: lag.partition.partition,
+            committed: lag.committed.0,
+            end: lag.end,
+            lag: (lag.end - lag.committed.0).max(0),
+        };
+        let partitions: Vec<_> = group.partitions.iter().chain(also).map(lag).collect();
+        Self {
+            group: &group.group,
+            members: group.members,
+            operated,
+            lag: partitions.iter().map(|partition| partition.lag).sum(),
+            partitions,
+        }
+    }
+}
+
+async fn groups(State(app): State<App>) -> Result<Json<Value>, Error> {
+    let (operated, others) = all_groups(&app.log).await?;
+    let operated = operated
+        .iter()
+        .map(|group| Group::new(&group.own, true, group.retries.as_ref()));
+    let others = others.iter().map(|group| Group::new(group, false, None));
+    let groups: Vec<_> = operated.chain(others).collect();
+    Ok(Json(json!({ "groups": groups })))
+}
+
+async fn blocked(State(app): State<App>) -> Result<Json<Value>, Error> {
+    let (operated, _) = all_groups(&app.log).await?;
+    let mut all = Vec::new();
+    for group in operated {
+        for blocked in control::blocked(&app.log, &group.group).await? {
+            let mut one = json!(blocked);
+            one["group"] = json!(group.group);
+            all.push(one);
+        }
+    }
+    Ok(Json(json!({ "blocked": all })))
+}
+
+/// A command as it comes: who gives it is said elsewhere.
+#[derive(Deserialize)]
+struct Wanted {
+    action: Action,
+    #[serde(flatten)]
+    place: Place,
+    offset: i64,
+}
+
+async fn command(
+    State(app): State<App>,
+    Path(group): Path<String>,
+    headers: HeaderMap,
+    body: axum::body::Bytes,
+) -> Result<Json<Value>, Error> {
+    let wanted: Wanted =
+        serde_json::from_slice(&body).map_err(|error| Error::bad_request("bad-command", error.to_string()))?;
+    check_group(&app.log, &group).await?;
+    let command = Command {
+        action: wanted.action,
+        place: wanted.place,
+        offset: wanted.offset,
+        by: operator(&headers),
+    };
+    let outcome = control::operate(&app.log, &group, command, ANSWER_WITHIN).await?;
+    match outcome {
+        Outcome { done: true, .. } => Ok(Json(json!({ "done": true }))),
+        Outcome { reason, .. } => Err(Error::refused(StatusCode::CONFLICT, "refused", reason)),
+    }
+}
+
+pub(super) async fn check_group(log: &Log, group: &str) -> Result<(), Error> {
+    match has_topic(log, &control_topic(group)).await {
+        Ok(true) => Ok(()),
+        Ok(false) | Err(crate::log::Error::InvalidTopic { .. }) => {
+            let detail = format!("there is no group {group} that takes commands");
+            Err(Error::not_found("unknown-group", detail))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[derive(Deserialize)]
+struct Most {
+    limit: Option<usize>,
+}
+
+async fn actions(
+    State(app): State<App>,
+    Path(group): Path<String>,
+    Query(most): Query<Most>,
+) -> Result<Json<Value>, Error> {
+    check_group(&app.log, &group).await?;
+    let most = most.limit.unwrap_or(100).min(MAX_ACTIONS);
+    let mut actions: Vec<Value> = Vec::new();
+    let mut open: HashMap<Uuid, usize> = HashMap::new();
+    let mut scan = Scan::new(&app.log, &control_topic(&group)).await?;
+    while let Some(batch) = scan.next().await? {
+        for record in &batch.records {
+            match ControlRecord::read(record) {
+                Some((id, ControlRecord::Outcome(outcome))) => {
+                    if let Some(action) = open.remove(&id).and_then(|index| actions.get_mut(index)) {
+                        action["done"] = json!(outcome.done);
+                        action["reason"] = json!(outcome.reason);
+                    }
+                }
+                Some((id, action)) => {
+                    open.insert(id, actions.len());
+                    actions.extend(told(id, record.timestamp_ms, &action));
+                }
+                None => {}
+            }
+        }
+    }
+    let newest: Vec<_> = actions.into_iter().rev().take(most).collect();
+    Ok(Json(json!({ "actions": newest })))
+}
+
+/// An action as it is told; `None`: it is an outcome.
+pub(super) fn told(id: Uuid, at_ms: i64, record: &ControlRecord) -> Option<Value> {
+    let mut told = match record {
+        ControlRecord::Command(command) => {
+            let mut told = json!(command);
+            told["done"] = Value::Null;
+            told
+        }
+        ControlRecord::Letters {
+            action,
+            topic,
+            records,
+            by,
+        } => json!({ "action": action, "topic": topic, "records": records, "by": by, "done": true }),
+        ControlRecord::Outcome(_) => return None,
+    };
+    told["id"] = json!(id.to_string());
+    told["at_ms"] = json!(at_ms);
+    told["reason"] = json!("");
+    Some(told)
+}

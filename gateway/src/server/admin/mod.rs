@@ -1,0 +1,124 @@
+//! `/v1/admin`: what operators see of consumer groups, and what they have them do. The dashboard and the command line stand on it.
+//!
+//! Everything is read from the log: the groups and their offsets, what stands still, dead letters, and who did what. Commands go to the
+//! owner of a partition over the group's control topic. The groups of other programs are shown with their lag; the rest needs the
+//! topics that a consumer of [`crate::patterns`] has.
+
+mod dead_letters;
+mod groups;
+mod live;
+mod retry_topics;
+
+use std::collections::BTreeSet;
+
+use axum::Router;
+use http::{HeaderMap, HeaderName};
+use serde_json::{Map, Value};
+
+use super::{App, Error};
+use crate::log::{self, GroupDescription, Log};
+use crate::patterns::control::{Key, control_topic};
+use crate::patterns::{self, consumer};
+pub(super) use live::run as run_live;
+
+/// Says who acts, for the record. It is not believed: while there is no authentication everybody who can reach the gateway is an operator.
+const OPERATOR: HeaderName = HeaderName::from_static("barnabas-operator");
+
+/// Who acts when the header is missing.
+const ANONYMOUS: &str = "anonymous";
+
+/// Characters of an operator's name that are kept.
+const MAX_OPERATOR: usize = 100;
+
+pub(super) fn routes() -> Router<App> {
+    groups::routes()
+        .merge(retry_topics::routes())
+        .merge(dead_letters::routes())
+}
+
+/// A group whose consumers are operated over its control topic.
+#[derive(Clone, Debug)]
+struct Operated {
+    group: String,
+    /// What it consumes, beside what its failures go to.
+    sources: BTreeSet<String>,
+    own: GroupDescription,
+    /// The group of its retry topics.
+    retries: Option<GroupDescription>,
+}
+
+/// The operated groups, and all others.
+async fn all_groups(log: &Log) -> log::Result<(Vec<Operated>, Vec<GroupDescription>)> {
+    let mut groups = log.groups().await?;
+    let mut operated = Vec::new();
+    let mut others = Vec::new();
+    let mut retries = Vec::new();
+    groups.sort_by(|a, b| a.group.cmp(&b.group));
+    for own in groups {
+        if own.group.strip_suffix(".retry").is_some() {
+            retries.push(own);
+        } else if has_topic(log, &control_topic(&own.group)).await? {
+            operated.push(Operated {
+                group: own.group.clone(),
+                sources: own
+                    .partitions
+                    .iter()
+                    .map(|lag| lag.partition.topic.to_string())
+                    .collect(),
+                own,
+                retries: None,
+            });
+        } else {
+            others.push(own);
+        }
+    }
+    for retry in retries {
+        match operated
+            .iter_mut()
+            .find(|group| consumer::retry_group(&group.group) == retry.group)
+        {
+            Some(group) => group.retries = Some(retry),
+            None => others.push(retry),
+        }
+    }
+    Ok((operated, others))
+}
+
+async fn has_topic(log: &Log, topic: &str) -> log::Result<bool> {
+    match log.describe_topic(topic).await {
+        Ok(_) => Ok(true),
+        Err(log::Error::UnknownTopic(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn operator(headers: &HeaderMap) -> String {
+    let given = headers
+        .get(OPERATOR)
+        .and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
+    let name: String = given.unwrap_or_default().trim().chars().take(MAX_OPERATOR).collect();
+    match name.is_empty() {
+        true => ANONYMOUS.to_owned(),
+        false => name,
+    }
+}
+
+/// Puts bytes into an object: as text under `name` if they are, else as base64 under `{name}_base64`.
+fn put_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
+    match Key::new(bytes) {
+        Key::Text(text) => object.insert(name.to_owned(), text.into()),
+        Key::Base64(text) => object.insert(format!("{name}_base64"), text.into()),
+    };
+}
+
+impl From<patterns::Error> for Error {
+    fn from(error: patterns::Error) -> Self {
+        match error {
+            patterns::Error::Log(error) => error.into(),
+            error @ patterns::Error::NoAnswer { .. } => {
+                Self::refused(http::StatusCode::GATEWAY_TIMEOUT, "no-answer", error.to_string())
+            }
+            error => Self::internal(error),
+        }
+    }
+}
