@@ -1,3 +1,17 @@
-//! Programs that show how services stand on Barnabas. So far one: [`contacts`], the import of contacts.
+//! Programs that show how services stand on Barnabas. Each has a folder of its own and is started by one command.
+//!
+//! | example | shows | command |
+//! | --- | --- | --- |
+//! | [`contacts`] | jobs from the browser, workers, progress live | `cargo run` |
+//! | [`subscriptions`] | schedule and forget: retries until a payment provider is back | `cargo run --bin subscriptions` |
+//! | [`checkout`] | exactly once in transactions, while the stage is killed | `cargo run --bin checkout` |
+//! | [`orders`] | services in groups of their own, one in trouble, one that joins late | `cargo run --bin orders` |
+//!
+//! On the embedded log each run of the last three has a temporary folder, unless `--data-dir` names one; with `KAFKA_BROKERS` it
+//! has topics of its own on Kafka, which it deletes at the end.
 
+pub mod checkout;
 pub mod contacts;
+pub mod orders;
+pub mod scene;
+pub mod subscriptions;

@@ -2,6 +2,7 @@
 //! signals or exits the process.
 
 use std::error::Error as StdError;
+use std::ffi::OsString;
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -10,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use super::config::LoggingFormat;
+use super::config::{LoggingConfig, LoggingFormat};
 use super::{Config, ConfigError};
 
 const EXIT_USAGE: u8 = 64;
@@ -42,6 +43,43 @@ impl Program {
         F: Future<Output = Result<(), Failure>>,
     {
         let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+        self.start(Config::load, arguments, main)
+    }
+
+    /// Like [`Program::run`], for an example, which says on standard output what happens: unless a filter is set it logs errors
+    /// only. `main` also gets those of its own `switches`, flags without a value such as `--serve`, that were given.
+    pub fn run_example<F>(
+        self,
+        switches: &[&'static str],
+        main: impl FnOnce(Config, Vec<&'static str>, CancellationToken) -> F,
+    ) -> ExitCode
+    where
+        F: Future<Output = Result<(), Failure>>,
+    {
+        let (own, arguments): (Vec<_>, Vec<_>) = std::env::args_os()
+            .skip(1)
+            .partition(|argument| switches.iter().any(|switch| argument == switch));
+        let is_given = |switch: &&str| own.iter().any(|argument| argument == *switch);
+        let given = switches.iter().copied().filter(is_given).collect();
+        let load = |arguments| {
+            let mut config = Config::load(arguments)?;
+            if config.logging.filter == LoggingConfig::default().filter {
+                config.logging.filter = "error".to_owned();
+            }
+            Ok(config)
+        };
+        self.start(load, arguments, |config, stopping| main(config, given, stopping))
+    }
+
+    fn start<F>(
+        self,
+        load: impl FnOnce(Vec<OsString>) -> Result<Config, ConfigError>,
+        arguments: Vec<OsString>,
+        main: impl FnOnce(Config, CancellationToken) -> F,
+    ) -> ExitCode
+    where
+        F: Future<Output = Result<(), Failure>>,
+    {
         if arguments.iter().any(|argument| argument == "--help") {
             println!(
                 "{}: {}\n\n{}{}",
@@ -56,7 +94,7 @@ impl Program {
             println!("{} {}", self.name, env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
-        let config = Config::load(arguments).and_then(|config| start_logging(&config).map(|()| config));
+        let config = load(arguments).and_then(|config| start_logging(&config).map(|()| config));
         let ended = config.map_err(Failure::from).and_then(|config| {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(async {

@@ -1,0 +1,122 @@
+//! The checkout stage, and how it is killed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use barnabas::patterns::consumer::{
+    ConsumerBuilder, ConsumerHandle, Context, DeliveryGuarantee, EventHandler, HandlerError, Registry,
+};
+use barnabas::server::program::Failure;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
+
+use super::{CHECKED_OUT, Checkout, PAID, Payment};
+use crate::scene::{Scene, event};
+
+/// How long the work on a payment takes.
+const WORK: Duration = Duration::from_millis(1);
+
+/// A running stage. It has a runtime of its own, as it would have a process of its own, so that it can be killed.
+pub(super) struct Stage {
+    /// `None` once it was killed.
+    runtime: Option<Runtime>,
+    /// `None` once it was stopped.
+    consumer: Option<ConsumerHandle>,
+}
+
+impl Stage {
+    pub(super) async fn start(scene: &Scene, payments: &str, group: &str, till: &Arc<Till>) -> Result<Self, Failure> {
+        // It keeps its slot, the default one: a successor ends what its predecessor has left open.
+        let builder = ConsumerBuilder::new(group, [payments]).guarantee(DeliveryGuarantee::ExactlyOnce);
+        scene.make(&builder.topics(&scene.log).await?).await?;
+        let registry = Registry::new().on::<Payment>(PAID, till.clone());
+        let mut stage = Self {
+            runtime: Some(Builder::new_multi_thread().worker_threads(1).enable_all().build()?),
+            consumer: None,
+        };
+        till.open();
+        let log = scene.log.clone();
+        let started = stage
+            .runtime
+            .as_ref()
+            .map(|runtime| runtime.spawn(async move { builder.start(&log, registry).await }));
+        if let Some(started) = started {
+            stage.consumer = Some(started.await??);
+        }
+        Ok(stage)
+    }
+
+    /// Ends it where it stands: nothing is finished, nothing is committed, nobody is told.
+    pub(super) fn kill(self) {
+        drop(self);
+    }
+
+    /// Lets it finish what is in hand.
+    pub(super) async fn stop(mut self) -> Result<(), Failure> {
+        match self.consumer.take() {
+            Some(consumer) => Ok(consumer.shutdown().await?),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // Before the handle, whose end would be a graceful one.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What the stage does with payments.
+pub(super) struct Till {
+    checkouts: String,
+    calls: AtomicUsize,
+    called: Notify,
+    /// Calls when the running stage was started.
+    opened_at: AtomicUsize,
+}
+
+impl Till {
+    pub(super) fn new(checkouts: &str) -> Self {
+        Self {
+            checkouts: checkouts.to_owned(),
+            calls: AtomicUsize::new(0),
+            called: Notify::new(),
+            opened_at: AtomicUsize::new(0),
+        }
+    }
+
+    fn open(&self) {
+        self.opened_at.store(self.calls(), Ordering::Relaxed);
+    }
+
+    /// Calls of the handler by all stages.
+    pub(super) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the running stage has begun so many payments.
+    pub(super) async fn wait_for(&self, payments: usize) {
+        while self.calls() < self.opened_at.load(Ordering::Relaxed) + payments {
+            self.called.notified().await;
+        }
+    }
+}
+
+impl EventHandler<Payment> for Till {
+    async fn handle(&self, context: &mut Context, payment: Payment) -> Result<(), HandlerError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.called.notify_one();
+        tokio::time::sleep(WORK).await;
+        if payment.amount == 0 {
+            return Err(HandlerError::non_retriable("there is no money in this payment"));
+        }
+        let checkout = Checkout { id: payment.id };
+        let record = event(&self.checkouts, &checkout.id, CHECKED_OUT, &checkout);
+        context.send(record.map_err(HandlerError::non_retriable)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+//! The examples as they are run, on an embedded log of their own; what they promise is read from the log.
+
+use std::time::Duration;
+
+use barnabas::log::Record;
+use barnabas::patterns::dead_letter::{dead_letter_topic, header};
+use barnabas::server::Config;
+use barnabas_examples::scene::{Scene, key};
+use barnabas_examples::subscriptions::{self, Pace, Renewal};
+use barnabas_examples::{checkout, orders};
+use tokio::time::timeout;
+
+/// Within it a story must be over.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+const QUICK: Pace = Pace {
+    month: Duration::from_millis(150),
+    outage: Duration::from_millis(400),
+};
+
+async fn scene() -> Scene {
+    Scene::open(&mut Config::default()).await.expect("a log")
+}
+
+async fn read(scene: &Scene, topic: &str) -> Vec<Record> {
+    scene.read(topic).await.expect("it is read")
+}
+
+fn header_of<'a>(record: &'a Record, name: &str) -> &'a str {
+    record.headers.last_str(name).unwrap_or("none")
+}
+
+/// User and month of each renewal on a topic.
+async fn renewals(scene: &Scene, topic: &str) -> Vec<(String, u32)> {
+    let records = read(scene, topic).await;
+    let renewal = |record: &Record| {
+        let value = record.value.as_deref().expect("a value");
+        let Renewal { user, month, .. } = serde_json::from_slice(value).expect("a renewal");
+        (user, month)
+    };
+    records.iter().map(renewal).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_subscription_is_paid_in_order_though_the_provider_was_away() {
+    let scene = scene().await;
+    let ended = timeout(DEADLINE, subscriptions::run(&scene, subscriptions::blocking(), QUICK)).await;
+    let report = ended.expect("in time").expect("a good end");
+    assert!(report.is_all_paid() && report.failed > 0, "{report}");
+    assert!(report.out_of_order().is_empty(), "{report}");
+    let receipts = renewals(&scene, "receipts").await;
+    assert_eq!(receipts.len(), 24, "nobody pays twice");
+    for user in ["ada", "tony"] {
+        let months = receipts.iter().filter(|(of, _)| of == user).map(|(_, month)| *month);
+        assert_eq!(months.collect::<Vec<_>>(), [1, 2, 3, 4], "of {user}");
+    }
+    assert!(read(&scene, "renewals.biller.dlt").await.is_empty());
+    scene.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_subscription_is_paid_by_way_of_retry_topics() {
+    let scene = scene().await;
+    let ended = timeout(
+        DEADLINE,
+        subscriptions::run(&scene, subscriptions::non_blocking(), QUICK),
+    )
+    .await;
+    let report = ended.expect("in time").expect("a good end");
+    let mut paid = renewals(&scene, "receipts").await;
+    let mut scheduled = renewals(&scene, "renewals").await;
+    paid.sort();
+    scheduled.sort();
+    assert_eq!(paid, scheduled, "{report}");
+    assert!(!read(&scene, "renewals.biller.retry.500ms").await.is_empty());
+    assert!(read(&scene, "renewals.biller.dlt").await.is_empty());
+    scene.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_payment_is_checked_out_exactly_once_though_the_stage_is_killed() {
+    let scene = scene().await;
+    let ended = timeout(DEADLINE, checkout::run(&scene)).await;
+    let report = ended.expect("in time").expect("a good end");
+    assert_eq!(report.contradictions(), Vec::<String>::new());
+    assert_eq!(report.totals(), (600, 588, 12));
+    assert!(report.calls > 600, "a kill interrupts payments that are done again");
+    for topic in ["checkouts", "deliveries", "bookings", "invoices"] {
+        let mut ids: Vec<_> = read(&scene, topic).await.iter().map(key).collect();
+        ids.sort();
+        ids.dedup();
+        assert_eq!((ids.len(), read(&scene, topic).await.len()), (588, 588), "on {topic}");
+    }
+    let dead_letters = read(&scene, &dead_letter_topic("payments", "checkout")).await;
+    for record in &dead_letters {
+        let message = header_of(record, header::ERROR_MESSAGE);
+        assert_eq!(message, "there is no money in this payment");
+    }
+    assert_eq!(dead_letters.len(), 12);
+    scene.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_service_has_every_order_though_one_is_blocked_and_one_comes_late() {
+    let scene = scene().await;
+    let ended = timeout(DEADLINE, orders::run(&scene)).await;
+    let summary = ended.expect("in time").expect("a good end");
+    assert_eq!(summary.wallet_while_blocked, 0, "the others did not wait for it");
+    let names: Vec<_> = summary.services.keys().map(String::as_str).collect();
+    assert_eq!(names, ["logistics", "loyalty", "wallet", "warehouse"]);
+    for (service, part) in &summary.services {
+        assert_eq!(
+            (part.done, part.dead_letters, part.missing, part.out_of_order),
+            (55, 1, 0, 0),
+            "of {service}: {summary}"
+        );
+        let dead_letters = read(&scene, &dead_letter_topic("orders", service)).await;
+        assert_eq!(
+            header_of(&dead_letters[0], header::ERROR_MESSAGE),
+            "events of type order.gift-wrapped are not known here"
+        );
+    }
+    assert_eq!(read(&scene, "outcomes").await.len(), 4 * 55);
+    scene.close().await;
+}
