@@ -1,4 +1,4 @@
-//! The examples as they are run, on an embedded log of their own; what they promise is read from the log.
+//! The examples as they are run, on both logs; what they promise is read from the log.
 
 use std::time::Duration;
 
@@ -8,7 +8,16 @@ use barnabas::server::Config;
 use barnabas_examples::scene::{Scene, key};
 use barnabas_examples::subscriptions::{self, Pace, Renewal};
 use barnabas_examples::{checkout, orders};
+use barnabas_tests::on_both_logs;
+use barnabas_tests::site::Engine;
 use tokio::time::timeout;
+
+on_both_logs!(
+    every_subscription_is_paid_in_order_though_the_provider_was_away,
+    every_subscription_is_paid_by_way_of_retry_topics,
+    every_payment_is_checked_out_exactly_once_though_the_stage_is_killed,
+    every_service_has_every_order_though_one_is_blocked_and_one_comes_late,
+);
 
 /// Within it a story must be over.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -18,12 +27,20 @@ const QUICK: Pace = Pace {
     outage: Duration::from_millis(400),
 };
 
-async fn scene() -> Scene {
-    Scene::open(&mut Config::default()).await.expect("a log")
+async fn scene(engine: Engine) -> Scene {
+    let mut config = Config::default();
+    if engine == Engine::Kafka {
+        config.kafka.brokers = Some(barnabas_tests::kafka::brokers());
+    }
+    Scene::open(&mut config).await.expect("a log")
 }
 
 async fn read(scene: &Scene, topic: &str) -> Vec<Record> {
     scene.read(topic).await.expect("it is read")
+}
+
+fn dead_letters(scene: &Scene, topic: &str, group: &str) -> String {
+    dead_letter_topic(&scene.name(topic), &scene.name(group))
 }
 
 fn header_of<'a>(record: &'a Record, name: &str) -> &'a str {
@@ -41,68 +58,74 @@ async fn renewals(scene: &Scene, topic: &str) -> Vec<(String, u32)> {
     records.iter().map(renewal).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_subscription_is_paid_in_order_though_the_provider_was_away() {
-    let scene = scene().await;
+async fn every_subscription_is_paid_in_order_though_the_provider_was_away(engine: Engine) {
+    let scene = scene(engine).await;
     let ended = timeout(DEADLINE, subscriptions::run(&scene, subscriptions::blocking(), QUICK)).await;
     let report = ended.expect("in time").expect("a good end");
     assert!(report.is_all_paid() && report.failed > 0, "{report}");
     assert!(report.out_of_order().is_empty(), "{report}");
-    let receipts = renewals(&scene, "receipts").await;
+    let receipts = renewals(&scene, &scene.name("receipts")).await;
     assert_eq!(receipts.len(), 24, "nobody pays twice");
     for user in ["ada", "tony"] {
         let months = receipts.iter().filter(|(of, _)| of == user).map(|(_, month)| *month);
         assert_eq!(months.collect::<Vec<_>>(), [1, 2, 3, 4], "of {user}");
     }
-    assert!(read(&scene, "renewals.biller.dlt").await.is_empty());
+    assert!(
+        read(&scene, &dead_letters(&scene, "renewals", "biller"))
+            .await
+            .is_empty()
+    );
     scene.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_subscription_is_paid_by_way_of_retry_topics() {
-    let scene = scene().await;
+async fn every_subscription_is_paid_by_way_of_retry_topics(engine: Engine) {
+    let scene = scene(engine).await;
     let ended = timeout(
         DEADLINE,
         subscriptions::run(&scene, subscriptions::non_blocking(), QUICK),
     )
     .await;
     let report = ended.expect("in time").expect("a good end");
-    let mut paid = renewals(&scene, "receipts").await;
-    let mut scheduled = renewals(&scene, "renewals").await;
+    let mut paid = renewals(&scene, &scene.name("receipts")).await;
+    let mut scheduled = renewals(&scene, &scene.name("renewals")).await;
     paid.sort();
     scheduled.sort();
     assert_eq!(paid, scheduled, "{report}");
-    assert!(!read(&scene, "renewals.biller.retry.500ms").await.is_empty());
-    assert!(read(&scene, "renewals.biller.dlt").await.is_empty());
+    let retried = format!("{}.{}.retry.500ms", scene.name("renewals"), scene.name("biller"));
+    assert!(!read(&scene, &retried).await.is_empty());
+    assert!(
+        read(&scene, &dead_letters(&scene, "renewals", "biller"))
+            .await
+            .is_empty()
+    );
     scene.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_payment_is_checked_out_exactly_once_though_the_stage_is_killed() {
-    let scene = scene().await;
+async fn every_payment_is_checked_out_exactly_once_though_the_stage_is_killed(engine: Engine) {
+    let scene = scene(engine).await;
     let ended = timeout(DEADLINE, checkout::run(&scene)).await;
     let report = ended.expect("in time").expect("a good end");
     assert_eq!(report.contradictions(), Vec::<String>::new());
     assert_eq!(report.totals(), (600, 588, 12));
     assert!(report.calls > 600, "a kill interrupts payments that are done again");
     for topic in ["checkouts", "deliveries", "bookings", "invoices"] {
-        let mut ids: Vec<_> = read(&scene, topic).await.iter().map(key).collect();
+        let mut ids: Vec<_> = read(&scene, &scene.name(topic)).await.iter().map(key).collect();
+        let count = ids.len();
         ids.sort();
         ids.dedup();
-        assert_eq!((ids.len(), read(&scene, topic).await.len()), (588, 588), "on {topic}");
+        assert_eq!((ids.len(), count), (588, 588), "on {topic}");
     }
-    let dead_letters = read(&scene, &dead_letter_topic("payments", "checkout")).await;
-    for record in &dead_letters {
+    let hopeless = read(&scene, &dead_letters(&scene, "payments", "checkout")).await;
+    for record in &hopeless {
         let message = header_of(record, header::ERROR_MESSAGE);
         assert_eq!(message, "there is no money in this payment");
     }
-    assert_eq!(dead_letters.len(), 12);
+    assert_eq!(hopeless.len(), 12);
     scene.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_service_has_every_order_though_one_is_blocked_and_one_comes_late() {
-    let scene = scene().await;
+async fn every_service_has_every_order_though_one_is_blocked_and_one_comes_late(engine: Engine) {
+    let scene = scene(engine).await;
     let ended = timeout(DEADLINE, orders::run(&scene)).await;
     let summary = ended.expect("in time").expect("a good end");
     assert_eq!(summary.wallet_while_blocked, 0, "the others did not wait for it");
@@ -114,12 +137,12 @@ async fn every_service_has_every_order_though_one_is_blocked_and_one_comes_late(
             (55, 1, 0, 0),
             "of {service}: {summary}"
         );
-        let dead_letters = read(&scene, &dead_letter_topic("orders", service)).await;
+        let unknown = read(&scene, &dead_letters(&scene, "orders", service)).await;
         assert_eq!(
-            header_of(&dead_letters[0], header::ERROR_MESSAGE),
+            header_of(&unknown[0], header::ERROR_MESSAGE),
             "events of type order.gift-wrapped are not known here"
         );
     }
-    assert_eq!(read(&scene, "outcomes").await.len(), 4 * 55);
+    assert_eq!(read(&scene, &scene.name("outcomes")).await.len(), 4 * 55);
     scene.close().await;
 }
