@@ -17,12 +17,11 @@ use crate::scene::{Scene, event};
 /// How long the work on a payment takes.
 const WORK: Duration = Duration::from_millis(1);
 
-/// A running stage. It has a runtime of its own, as it would have a process of its own, so that it can be killed.
+/// A running stage, in a process of its own so to speak. Dropped, it is killed.
 pub(super) struct Stage {
-    /// `None` once it was killed.
-    runtime: Option<Runtime>,
-    /// `None` once it was stopped.
-    consumer: Option<ConsumerHandle>,
+    // Dropped before the consumer, whose own end would be a graceful one.
+    _process: Process,
+    consumer: ConsumerHandle,
 }
 
 impl Stage {
@@ -31,20 +30,16 @@ impl Stage {
         let builder = ConsumerBuilder::new(group, [payments]).guarantee(DeliveryGuarantee::ExactlyOnce);
         scene.make(&builder.topics(&scene.log).await?).await?;
         let registry = Registry::new().on::<Payment>(PAID, till.clone());
-        let mut stage = Self {
-            runtime: Some(Builder::new_multi_thread().worker_threads(1).enable_all().build()?),
-            consumer: None,
-        };
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let spawner = runtime.handle().clone();
+        let process = Process(Some(runtime));
         till.open();
         let log = scene.log.clone();
-        let started = stage
-            .runtime
-            .as_ref()
-            .map(|runtime| runtime.spawn(async move { builder.start(&log, registry).await }));
-        if let Some(started) = started {
-            stage.consumer = Some(started.await??);
-        }
-        Ok(stage)
+        let started = spawner.spawn(async move { builder.start(&log, registry).await });
+        Ok(Self {
+            _process: process,
+            consumer: started.await??,
+        })
     }
 
     /// Ends it where it stands: nothing is finished, nothing is committed, nobody is told.
@@ -53,18 +48,17 @@ impl Stage {
     }
 
     /// Lets it finish what is in hand.
-    pub(super) async fn stop(mut self) -> Result<(), Failure> {
-        match self.consumer.take() {
-            Some(consumer) => Ok(consumer.shutdown().await?),
-            None => Ok(()),
-        }
+    pub(super) async fn stop(self) -> Result<(), Failure> {
+        Ok(self.consumer.shutdown().await?)
     }
 }
 
-impl Drop for Stage {
+/// A runtime whose tasks all end where they stand when it is dropped.
+struct Process(Option<Runtime>);
+
+impl Drop for Process {
     fn drop(&mut self) {
-        // Before the handle, whose end would be a graceful one.
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
