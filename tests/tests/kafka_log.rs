@@ -541,9 +541,13 @@ async fn partitions_move_when_they_are_released_and_go_on_where_they_were_commit
         .commit(vec![(revoked[0].clone(), committed.clone())])
         .await
         .expect("committed while not released");
+    let as_owner = first.metadata();
     first.release(revoked.clone()).await.expect("released");
     let moved = next_assigned(&mut second).await;
     assert_eq!(moved, [(revoked[0].clone(), NextOffset(1))]);
+    // Kafka would take offsets of the released partition from it, for it is a member still.
+    assert!(matches!(as_owner.await, Err(Error::UnknownMember { .. })));
+    first.metadata().await.expect("a member without the partition");
     assert_eq!(
         second.committed(revoked.clone()).await.expect("read"),
         [Some(committed)]

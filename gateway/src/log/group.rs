@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -96,6 +97,8 @@ pub struct GroupMember {
     events: mpsc::Receiver<Result<MemberEvent>>,
     /// The last seek of each partition in its present assignment, so that what was read before it is dropped.
     seeks: HashMap<TopicPartition, u64>,
+    /// How often partitions have gone as far as the application knows: it released them, or was told that they are lost.
+    departures: AtomicU64,
 }
 
 /// What an engine tells its member.
@@ -139,7 +142,9 @@ pub(super) enum GroupCommand {
         partitions: Vec<TopicPartition>,
         reply: oneshot::Sender<Result<()>>,
     },
+    /// `departures` are those that the application knows of.
     Metadata {
+        departures: u64,
         reply: oneshot::Sender<Result<GroupMetadata>>,
     },
 }
@@ -155,6 +160,7 @@ impl GroupMember {
             commands,
             events,
             seeks: HashMap::new(),
+            departures: AtomicU64::new(0),
         }
     }
 
@@ -177,6 +183,7 @@ impl GroupMember {
                     return Ok(GroupEvent::Revoked(partitions));
                 }
                 MemberEvent::Lost(partitions) => {
+                    *self.departures.get_mut() += 1;
                     self.seeks.retain(|partition, _| !partitions.contains(partition));
                     return Ok(GroupEvent::Lost(partitions));
                 }
@@ -191,10 +198,10 @@ impl GroupMember {
 
     /// Lets go of revoked partitions, after what is done was committed.
     pub async fn release(&self, partitions: Vec<TopicPartition>) -> Result<()> {
-        self.commands
-            .send(GroupCommand::Release { partitions })
-            .await
-            .map_err(|_| Error::Closed)
+        let room = self.commands.reserve().await.map_err(|_| Error::Closed)?;
+        self.departures.fetch_add(1, Ordering::Relaxed);
+        room.send(GroupCommand::Release { partitions });
+        Ok(())
     }
 
     /// Commits where the group goes on, and returns when that is acknowledged.
@@ -245,8 +252,13 @@ impl GroupMember {
     }
 
     /// Who the member is now, for [`super::Transaction::send_offsets`]. Take it anew after each rebalance.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMember`] when partitions have gone that the application did not know to be gone when it called: Kafka
+    /// takes offsets from every present member, whichever partitions are its own.
     pub fn metadata(&self) -> impl Future<Output = Result<GroupMetadata>> + Send + use<> {
-        self.ask(|reply| GroupCommand::Metadata { reply })
+        let departures = self.departures.load(Ordering::Relaxed);
+        self.ask(move |reply| GroupCommand::Metadata { departures, reply })
     }
 
     /// The answer does not borrow the member, which can be asked for events meanwhile.

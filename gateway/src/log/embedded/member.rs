@@ -268,7 +268,7 @@ impl MemberTask {
             GroupCommand::Resume { partitions, reply } => {
                 let _ = reply.send(self.set_paused(&partitions, false));
             }
-            GroupCommand::Metadata { reply } => {
+            GroupCommand::Metadata { reply, .. } => {
                 let engine = EmbeddedGroupMetadata {
                     group: self.membership.settings.group.clone(),
                     member: self.membership.member,

@@ -77,6 +77,7 @@ pub(super) async fn run(
         consumer,
         owned: Vec::new(),
         rebalance: Rebalance::None,
+        departures: 0,
         waiting: VecDeque::new(),
         blocked_since: None,
         held: false,
@@ -117,6 +118,8 @@ struct MemberThread {
     consumer: Consumer,
     owned: Vec<Owned>,
     rebalance: Rebalance,
+    /// How often partitions have gone: released, or lost.
+    departures: u64,
     /// Events that wait for room in the handle's queue.
     waiting: VecDeque<Result<MemberEvent>>,
     /// Since when the first of them waits.
@@ -381,6 +384,7 @@ impl MemberThread {
             tracing::error!(group = %self.settings.group, "partitions cannot be given up: {error}");
         }
         if !lost.is_empty() {
+            self.departures += 1;
             self.waiting.push_back(Ok(MemberEvent::Lost(lost)));
         }
     }
@@ -472,6 +476,7 @@ impl MemberThread {
         // Who has dropped the answer to a command does not want to know.
         match command {
             GroupCommand::Release { partitions } => {
+                self.departures += 1;
                 if let Rebalance::Releasing { unreleased, .. } = &mut self.rebalance {
                     unreleased.retain(|partition| !partitions.contains(partition));
                 }
@@ -498,7 +503,11 @@ impl MemberThread {
                 self.pause(&partitions, false);
                 let _ = reply.send(Ok(()));
             }
-            GroupCommand::Metadata { reply } => {
+            GroupCommand::Metadata { departures, reply } => {
+                if departures != self.departures || self.consumer.client().assignment_lost() {
+                    let _ = reply.send(Err(self.unknown_member()));
+                    return;
+                }
                 let metadata = self.consumer.client().group_metadata();
                 let _ = reply.send(metadata.map_or_else(
                     || Err(self.unknown_member()),

@@ -95,6 +95,8 @@ pub(super) struct Outcome {
     sent: Vec<Sent>,
     unfed: Vec<(u64, Batch)>,
     producer: Option<TransactionalProducer>,
+    /// What is committed by now, when it was not known what became of the commit.
+    committed: Option<Vec<(TopicPartition, Option<CommittedOffset>)>>,
     result: log::Result<()>,
 }
 
@@ -263,13 +265,14 @@ impl Committer {
                     sent: Vec::new(),
                     unfed,
                     producer: None,
+                    committed: None,
                 }
             };
             return Some(outcome.boxed());
         };
         if let Some((marks, sent)) = transactions.undecided.take() {
             self.committing = true;
-            let committed = members.committed(&marks.first()?.partition);
+            let committed = members.committed(&marks);
             let producer = transactions.producer.take();
             return Some(decide(committed, marks, sent, producer).boxed());
         }
@@ -292,6 +295,7 @@ impl Committer {
                 sent,
                 unfed: Vec::new(),
                 producer,
+                committed: None,
                 result,
             }
         };
@@ -310,8 +314,18 @@ impl Committer {
             sent,
             mut unfed,
             producer,
+            committed,
             result,
         } = outcome;
+        // Only what is still the member's tells: of what has gone, others may have committed the same, or more.
+        let was_committed = |committed: Vec<_>| {
+            let current = marks.iter().find(|mark| is_current(&mark.partition, mark.epoch));
+            current.is_none_or(|mark| committed.contains(&(mark.partition.clone(), Some(mark.offset.clone()))))
+        };
+        let result = match committed.is_none_or(was_committed) {
+            true => result,
+            false => Err(log::Error::Aborted("its offsets were not committed".to_owned())),
+        };
         self.committing = false;
         let now = Instant::now();
         if let Some(transactions) = &mut self.transactions {
@@ -429,24 +443,24 @@ async fn transact(
     }
 }
 
-/// Finds out whether a transaction was committed: then its offsets were.
+/// Asks what is committed for the partitions of a transaction of which it is not known whether it was.
 async fn decide(
-    committed: impl Future<Output = log::Result<Option<CommittedOffset>>>,
+    committed: impl Future<Output = log::Result<Vec<(TopicPartition, Option<CommittedOffset>)>>>,
     marks: Vec<Mark>,
     sent: Vec<Sent>,
     producer: Option<TransactionalProducer>,
 ) -> Outcome {
-    let result = match committed.await {
-        Ok(committed) if marks.first().map(|mark| &mark.offset) == committed.as_ref() => Ok(()),
-        Ok(_) => Err(log::Error::Aborted("its offsets were not committed".to_owned())),
+    let (committed, result) = match committed.await {
+        Ok(committed) => (Some(committed), Ok(())),
         // Still not known: it is asked again.
-        Err(error) => Err(log::Error::Indefinite(error.to_string())),
+        Err(error) => (None, Err(log::Error::Indefinite(error.to_string()))),
     };
     Outcome {
         marks,
         sent,
         unfed: Vec::new(),
         producer,
+        committed,
         result,
     }
 }

@@ -108,13 +108,23 @@ impl Members {
         async move { both.await.map(|_| ()) }
     }
 
-    /// What is committed for the partition of one of the marks.
+    /// What is committed for the partitions of the marks, in no order.
     pub(super) fn committed(
         &self,
-        partition: &TopicPartition,
-    ) -> impl Future<Output = log::Result<Option<CommittedOffset>>> + Send + use<> {
-        let committed = self.of(partition).committed(vec![partition.clone()]);
-        async move { Ok(committed.await?.into_iter().next().flatten()) }
+        marks: &[Mark],
+    ) -> impl Future<Output = log::Result<Vec<(TopicPartition, Option<CommittedOffset>)>>> + Send + use<> {
+        let Split { sources, retries } = self.split(offsets(marks), |(partition, _)| partition);
+        let committed = |member: &GroupMember, offsets: Vec<(TopicPartition, _)>| {
+            let partitions: Vec<_> = offsets.into_iter().map(|(partition, _)| partition).collect();
+            let is_empty = partitions.is_empty();
+            let committed = member.committed(partitions.clone());
+            async move {
+                let committed = if is_empty { Vec::new() } else { committed.await? };
+                Ok(partitions.into_iter().zip(committed))
+            }
+        };
+        let both = try_join(committed(&self.sources, sources), committed(&self.retries, retries));
+        async move { both.await.map(|(sources, retries)| sources.chain(retries).collect()) }
     }
 
     /// The offsets of all marks, with the members that commit them.
@@ -136,13 +146,6 @@ impl Members {
                 owned.push((metadata.await?, offsets));
             }
             Ok(owned)
-        }
-    }
-
-    fn of(&self, partition: &TopicPartition) -> &GroupMember {
-        match self.retry_topics.contains(&partition.topic) {
-            true => &self.retries,
-            false => &self.sources,
         }
     }
 
