@@ -285,6 +285,7 @@ share.coordinator.state.topic.replication.factor={replication}
 share.coordinator.state.topic.min.isr={min_in_sync}
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=500
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 log.initial.task.delay.ms=500
 log.retention.check.interval.ms=500

@@ -1,6 +1,7 @@
 //! What the end to end tests share.
 
 pub mod conformance;
+pub mod consumer;
 pub mod fault;
 pub mod http;
 pub mod job;

@@ -56,13 +56,53 @@ impl OracleRecord {
 /// # Panics
 /// If they cannot be read.
 pub fn read_kafka(brokers: &str, topic: &str) -> Vec<OracleRecord> {
+    read_kafka_as(brokers, topic, "read_committed")
+}
+
+/// As [`read_kafka`], with what open and aborted transactions have written.
+///
+/// # Panics
+/// If they cannot be read.
+pub fn read_kafka_uncommitted(brokers: &str, topic: &str) -> Vec<OracleRecord> {
+    read_kafka_as(brokers, topic, "read_uncommitted")
+}
+
+/// What a group has committed for the partitions of a topic, in their order: the offset, 0 if there is none, and the metadata.
+///
+/// # Panics
+/// If it cannot be read.
+pub fn committed_kafka(brokers: &str, group: &str, topic: &str, partitions: i32) -> Vec<(i64, String)> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", group)
+        .create()
+        .expect("a consumer");
+    let mut wanted = TopicPartitionList::new();
+    for partition in 0..partitions {
+        wanted.add_partition(topic, partition);
+    }
+    let deadline = Instant::now() + READ_TIMEOUT;
+    let committed = loop {
+        match consumer.committed_offsets(wanted.clone(), Duration::from_secs(10)) {
+            Ok(committed) => break committed,
+            Err(error) => assert!(Instant::now() < deadline, "{group}: {error}"),
+        }
+    };
+    let of = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
+        Offset::Offset(offset) => (offset, element.metadata().to_owned()),
+        _ => (0, String::new()),
+    };
+    committed.elements().iter().map(of).collect()
+}
+
+fn read_kafka_as(brokers: &str, topic: &str, isolation: &str) -> Vec<OracleRecord> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         // Required by librdkafka; nothing is committed.
         .set("group.id", "oracle")
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
-        .set("isolation.level", "read_committed")
+        .set("isolation.level", isolation)
         .create()
         .expect("a consumer");
     let metadata = consumer

@@ -1,0 +1,597 @@
+//! Consumers as separate processes (`consumer-worker`), and what their ledger and the log say of them.
+//!
+//! ```text
+//! test ── settings as JSON ──▶ consumer-worker ──▶ Kafka
+//!   ▲                              │ a line for each call of the handler and each completion
+//!   └──── ledger, topics ◀─────────┘
+//! ```
+//! Everything here judges by the ledger and by what plain rdkafka reads, never by what the library counts.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use barnabas::log::embedded::EmbeddedSettings;
+use barnabas::log::kafka::KafkaSettings;
+use barnabas::log::{Log, ProducerRecord, ProducerSettings, TopicSpec};
+use barnabas::patterns::consumer::{ConsumerBuilder, DeliveryGuarantee, ProcessingOrder};
+use barnabas::patterns::retry::{BackOff, RetryPolicy, RetryTopics};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+use crate::conformance::{make_topic, unique};
+use crate::oracle::{OracleRecord, committed_kafka, read_kafka};
+use crate::process::{Process, program};
+
+/// Within it everything that a test waits for has happened.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// What one `consumer-worker` does.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkerSettings {
+    /// Brokers, or the folder of an embedded log if it begins with `/`.
+    pub log: String,
+    /// Its group.
+    pub group: String,
+    /// What it consumes.
+    pub topics: Vec<String>,
+    /// Where its handler sends a record for each; none: nowhere.
+    pub output: Option<String>,
+    /// In which order.
+    pub order: Order,
+    /// How often.
+    pub guarantee: Guarantee,
+    /// What becomes of failures.
+    pub retry: Retry,
+    /// Handlers at a time.
+    pub pool: usize,
+    /// The slot of its transactional id.
+    pub slot: String,
+    /// As [`ConsumerBuilder::session_timeout`].
+    pub session_timeout_ms: u64,
+    /// As [`ConsumerBuilder::drain_timeout`].
+    pub drain_timeout_ms: u64,
+    /// As [`ConsumerBuilder::commit_interval`].
+    pub commit_interval_ms: u64,
+    /// As [`ConsumerBuilder::handler_timeout`].
+    pub handler_timeout_ms: Option<u64>,
+    /// As [`KafkaSettings::transaction_timeout`].
+    pub transaction_timeout_ms: u64,
+    /// Further settings of librdkafka.
+    pub overrides: BTreeMap<String, String>,
+    /// The handler takes a random time up to this.
+    pub work_max_us: u64,
+    /// What goes wrong, the first that fits.
+    pub faults: Vec<Fault>,
+    /// The file to which it adds lines.
+    pub ledger: PathBuf,
+}
+
+/// As [`ProcessingOrder`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Order {
+    Partition,
+    Key,
+    Unordered,
+}
+
+/// As [`DeliveryGuarantee`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Guarantee {
+    AtMostOnce,
+    AtLeastOnce,
+    ExactlyOnce,
+}
+
+/// As [`RetryPolicy`], delays in milliseconds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Retry {
+    None,
+    /// For ever.
+    Blocking(u64),
+    NonBlocking(Vec<u64>),
+}
+
+/// Something that a handler does wrong.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Fault {
+    /// For which records.
+    pub at: At,
+    /// Up to this attempt.
+    pub attempts: u32,
+    /// Only until this file exists.
+    pub until: Option<PathBuf>,
+    /// What happens.
+    pub kind: FaultKind,
+}
+
+/// Which records.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum At {
+    /// Those whose number is a multiple of this.
+    Every(u64),
+    /// The one with this number.
+    Number(u64),
+    /// Those of a partition.
+    Partition(i32),
+    /// All.
+    All,
+}
+
+/// What happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FaultKind {
+    /// A retriable error.
+    Fail,
+    /// One that is not.
+    Hopeless,
+    /// A panic.
+    Panic,
+    /// The handler does not return.
+    Hang,
+    /// The process ends as by a crash.
+    Abort,
+}
+
+impl WorkerSettings {
+    /// The log.
+    ///
+    /// # Errors
+    /// Those of the log.
+    pub async fn open(&self) -> barnabas::log::Result<Log> {
+        if self.log.starts_with('/') {
+            return Log::open_embedded(EmbeddedSettings::new(&self.log)).await;
+        }
+        Log::connect_kafka(KafkaSettings {
+            transaction_timeout: Duration::from_millis(self.transaction_timeout_ms),
+            overrides: self.overrides.clone(),
+            ..KafkaSettings::new(&self.log)
+        })
+        .await
+    }
+
+    /// The consumer.
+    pub fn builder(&self) -> ConsumerBuilder {
+        let ms = Duration::from_millis;
+        let builder = ConsumerBuilder::new(&self.group, &self.topics)
+            .order(match self.order {
+                Order::Partition => ProcessingOrder::Partition,
+                Order::Key => ProcessingOrder::Key,
+                Order::Unordered => ProcessingOrder::Unordered,
+            })
+            .guarantee(match self.guarantee {
+                Guarantee::AtMostOnce => DeliveryGuarantee::AtMostOnce,
+                Guarantee::AtLeastOnce => DeliveryGuarantee::AtLeastOnce,
+                Guarantee::ExactlyOnce => DeliveryGuarantee::ExactlyOnce,
+            })
+            .retry(match &self.retry {
+                Retry::None => RetryPolicy::None,
+                Retry::Blocking(delay) => RetryPolicy::Blocking(BackOff::fixed(ms(*delay)).infinite()),
+                Retry::NonBlocking(delays) => {
+                    RetryPolicy::NonBlocking(RetryTopics::new(delays.iter().copied().map(ms)))
+                }
+            })
+            .pool(self.pool)
+            .slot(&self.slot)
+            .session_timeout(ms(self.session_timeout_ms))
+            .drain_timeout(ms(self.drain_timeout_ms))
+            .commit_interval(ms(self.commit_interval_ms));
+        match self.handler_timeout_ms {
+            Some(timeout) => builder.handler_timeout(ms(timeout)),
+            None => builder,
+        }
+    }
+
+    /// What goes wrong with a record.
+    pub fn fault(&self, partition: i32, number: u64, attempt: u32) -> Option<FaultKind> {
+        let fits = |fault: &&Fault| {
+            let at = match fault.at {
+                At::Every(every) => number.is_multiple_of(every),
+                At::Number(one) => number == one,
+                At::Partition(one) => partition == one,
+                At::All => true,
+            };
+            at && attempt <= fault.attempts && !fault.until.as_ref().is_some_and(|file| file.exists())
+        };
+        self.faults.iter().find(fits).map(|fault| fault.kind)
+    }
+}
+
+/// A line of a ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// `call`: the handler was called; `done`: it is about to say that it is done.
+    pub what: String,
+    /// The process.
+    pub pid: u32,
+    /// Its slot.
+    pub slot: String,
+    /// Where the record was read.
+    pub topic: String,
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// Its timestamp.
+    pub timestamp_ms: i64,
+    /// Its key.
+    pub key: String,
+    /// Its value: a number that no other record of the test has.
+    pub number: u64,
+    /// Which attempt.
+    pub attempt: u32,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_ms: i64,
+}
+
+/// Reads a ledger.
+///
+/// # Panics
+/// If a line other than the last is not whole: each is one write.
+pub fn read_ledger(file: &Path) -> Vec<Line> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let line = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    whole.lines().map(line).collect()
+}
+
+/// Topics, a group, and its workers.
+#[derive(Debug)]
+pub struct Crew {
+    /// What a worker does unless it is told otherwise.
+    pub settings: WorkerSettings,
+    /// Partitions of the topics.
+    pub partitions: i32,
+    log: Log,
+    next: u64,
+    /// Key of each record that was appended.
+    keys: Vec<String>,
+    workers: BTreeMap<String, Process>,
+    folder: TempDir,
+}
+
+impl Crew {
+    /// A topic and one for output on Kafka, and a group without workers.
+    ///
+    /// # Panics
+    /// If they cannot be made; so for all that follows.
+    pub async fn new(brokers: &str, partitions: i32, change: impl FnOnce(&mut WorkerSettings)) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let mut settings = WorkerSettings {
+            log: brokers.to_owned(),
+            group: unique("group"),
+            topics: vec![unique("payments")],
+            output: Some(unique("checkouts")),
+            order: Order::Partition,
+            guarantee: Guarantee::ExactlyOnce,
+            retry: Retry::None,
+            pool: 8,
+            slot: String::new(),
+            session_timeout_ms: 1500,
+            drain_timeout_ms: 3000,
+            commit_interval_ms: 50,
+            handler_timeout_ms: None,
+            transaction_timeout_ms: 10_000,
+            overrides: BTreeMap::new(),
+            work_max_us: 0,
+            faults: Vec::new(),
+            ledger: folder.path().join("ledger"),
+        };
+        change(&mut settings);
+        let log = settings.open().await.expect("a log");
+        for topic in settings.topics.iter().chain(&settings.output) {
+            make_topic(&log, TopicSpec::new(topic.as_str(), partitions)).await;
+        }
+        for spec in settings.builder().topics(&log).await.expect("topics") {
+            make_topic(&log, spec).await;
+        }
+        Self {
+            settings,
+            partitions,
+            log,
+            next: 0,
+            keys: Vec::new(),
+            workers: BTreeMap::new(),
+            folder,
+        }
+    }
+
+    /// The folder of ledger and outputs.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The topic that is consumed.
+    pub fn input(&self) -> &str {
+        &self.settings.topics[0]
+    }
+
+    /// The topic to which handlers send.
+    pub fn output(&self) -> &str {
+        self.settings.output.as_deref().expect("the handler sends")
+    }
+
+    /// How many records were appended.
+    pub fn appended(&self) -> u64 {
+        self.next
+    }
+
+    /// Appends numbered records whose keys are the numbers modulo `keys`.
+    pub async fn append(&mut self, count: u64, keys: u64) {
+        let producer = self
+            .log
+            .producer(ProducerSettings::default())
+            .await
+            .expect("a producer");
+        let mut deliveries = Vec::new();
+        for number in self.next..self.next + count {
+            let key = format!("k{}", number % keys);
+            let record = ProducerRecord::to(self.input())
+                .key(key.clone())
+                .value(number.to_string());
+            deliveries.push(producer.send(record).await.expect("sent"));
+            self.keys.push(key);
+        }
+        for delivery in deliveries {
+            delivery.await.expect("appended");
+        }
+        self.next += count;
+    }
+
+    /// Starts a worker in a slot.
+    pub fn start(&mut self, slot: &str) {
+        self.start_with(slot, |_| {});
+    }
+
+    /// Starts a worker that differs.
+    pub fn start_with(&mut self, slot: &str, change: impl FnOnce(&mut WorkerSettings)) {
+        let mut settings = WorkerSettings {
+            slot: slot.to_owned(),
+            ..self.settings.clone()
+        };
+        change(&mut settings);
+        let json = serde_json::to_string(&settings).expect("settings are JSON");
+        let output = self.folder.path().join(format!("worker-{slot}"));
+        let worker = Process::start(&program("consumer-worker"), &[json], &[], &output);
+        assert!(
+            self.workers.insert(slot.to_owned(), worker).is_none(),
+            "slot {slot} is taken"
+        );
+    }
+
+    /// The worker of a slot.
+    pub fn worker(&mut self, slot: &str) -> &mut Process {
+        self.workers.get_mut(slot).expect("a worker in this slot")
+    }
+
+    /// Kills the worker of a slot.
+    pub fn kill(&mut self, slot: &str) {
+        self.workers.remove(slot).expect("a worker in this slot").kill();
+    }
+
+    /// Asks the worker of a slot to stop, and waits for it.
+    pub fn stop(&mut self, slot: &str) {
+        self.workers.remove(slot).expect("a worker in this slot").stop();
+    }
+
+    /// Asks all to stop.
+    pub fn stop_all(&mut self) {
+        for (_, worker) in std::mem::take(&mut self.workers) {
+            worker.stop();
+        }
+    }
+
+    /// Kills all.
+    pub fn kill_all(&mut self) {
+        for (_, worker) in std::mem::take(&mut self.workers) {
+            worker.kill();
+        }
+    }
+
+    /// Starts those again that have ended by themselves.
+    pub fn restart_crashed(&mut self) -> usize {
+        let ended: Vec<String> = self
+            .workers
+            .iter_mut()
+            .filter_map(|(slot, worker)| worker.try_wait().map(|_| slot.clone()))
+            .collect();
+        for slot in &ended {
+            self.kill(slot);
+            self.start(slot);
+        }
+        ended.len()
+    }
+
+    /// What the handlers were called for, so far.
+    pub fn ledger(&self) -> Vec<Line> {
+        read_ledger(&self.settings.ledger)
+    }
+
+    /// How many different records have a line of this kind.
+    pub fn count(&self, what: &str) -> usize {
+        let lines = self.ledger();
+        let numbers: HashSet<u64> = lines
+            .iter()
+            .filter(|line| line.what == what)
+            .map(|line| line.number)
+            .collect();
+        numbers.len()
+    }
+
+    /// Waits for a fact, and shows what the workers wrote when it does not come.
+    pub async fn until(&mut self, what: &str, within: Duration, mut is_so: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + within;
+        while !is_so(self) {
+            if Instant::now() > deadline {
+                let outputs = self.workers.values().map(Process::last_output).collect::<Vec<_>>();
+                let committed =
+                    committed_kafka(&self.settings.log, &self.settings.group, self.input(), self.partitions);
+                panic!(
+                    "{what}: not within {within:?}\ncommitted: {committed:?}\n{}",
+                    outputs.join("\n")
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the group has committed everything on its topic.
+    pub async fn caught_up(&mut self) {
+        let ends = self.ends();
+        self.until("the group has committed everything", SOON, |crew| {
+            crew.committed()
+                .iter()
+                .zip(&ends)
+                .all(|((offset, _), end)| offset >= end)
+        })
+        .await;
+    }
+
+    /// The offset behind the last record of each partition of the topic.
+    fn ends(&self) -> Vec<i64> {
+        let mut ends = vec![0; usize::try_from(self.partitions).expect("a small number")];
+        for record in read_kafka(&self.settings.log, self.input()) {
+            ends[usize::try_from(record.partition).expect("a small number")] = record.offset + 1;
+        }
+        ends
+    }
+
+    /// What the group has committed.
+    pub fn committed(&self) -> Vec<(i64, String)> {
+        committed_kafka(&self.settings.log, &self.settings.group, self.input(), self.partitions)
+    }
+
+    /// All committed records of a topic.
+    pub fn read(&self, topic: &str) -> Vec<OracleRecord> {
+        read_kafka(&self.settings.log, topic)
+    }
+
+    /// L and D in committed output: each record that was appended has exactly one; O: those of a key come in order.
+    pub fn assert_exactly_once(&self) {
+        assert_each_once(self.next, &self.read(self.output()));
+    }
+
+    /// L: each record was done. O: the first completions of a key come in order.
+    pub fn assert_at_least_once(&self) {
+        let mut seen = HashSet::new();
+        let mut last: HashMap<&str, u64> = HashMap::new();
+        let lines = self.ledger();
+        for line in lines.iter().filter(|line| line.what == "done") {
+            if seen.insert(line.number)
+                && self.settings.order != Order::Unordered
+                && let Some(before) = last.insert(&line.key, line.number)
+            {
+                assert!(before < line.number, "{before} was done before {line:?}");
+            }
+        }
+        let lost: Vec<_> = (0..self.next).filter(|number| !seen.contains(number)).collect();
+        assert!(lost.is_empty(), "{} lost: {lost:?}", lost.len());
+    }
+
+    /// Nothing was handled twice, and nothing came out of order.
+    pub fn assert_at_most_once(&self) {
+        let mut seen = HashSet::new();
+        for line in self.ledger().iter().filter(|line| line.what == "call") {
+            assert!(seen.insert(line.number), "handled twice: {line:?}");
+        }
+    }
+
+    /// No committed offset is above a record that was not done, and its metadata names only what was done. A record is done if the
+    /// ledger says so, or if it stands on one of the topics `left` to which the group sends what failed.
+    pub fn assert_offsets(&self, left: &[String]) {
+        // First the offsets: what is done later does not excuse them.
+        let committed = self.committed();
+        let mut done: HashSet<(i32, i64)> = self
+            .ledger()
+            .iter()
+            .filter(|line| {
+                line.topic == self.input() && (line.what == "done" || self.settings.guarantee == Guarantee::AtMostOnce)
+            })
+            .map(|line| (line.partition, line.offset))
+            .collect();
+        for record in left.iter().flat_map(|topic| self.read(topic)) {
+            let origin = record.header("bn-origin-offset").parse().expect("an offset");
+            done.insert((record.partition, origin));
+        }
+        for record in self.read(self.input()) {
+            let (offset, metadata) = &committed[usize::try_from(record.partition).expect("a small number")];
+            let claimed = record.offset < *offset
+                || done_above(*offset, metadata)
+                    .iter()
+                    .any(|(from, to)| (*from..*to).contains(&record.offset));
+            assert!(
+                !claimed || done.contains(&(record.partition, record.offset)),
+                "{}-{} is committed ({offset}, {metadata:?}) and was never done",
+                record.partition,
+                record.offset
+            );
+        }
+    }
+}
+
+/// Each number below `count` stands in the output once, and those of a key are in order.
+///
+/// # Panics
+/// If not.
+pub fn assert_each_once(count: u64, output: &[OracleRecord]) {
+    let mut times: BTreeMap<u64, Vec<String>> = (0..count).map(|number| (number, Vec::new())).collect();
+    let mut last: HashMap<String, u64> = HashMap::new();
+    for record in output {
+        let number: u64 = String::from_utf8_lossy(&record.value).parse().expect("a number");
+        let place = format!("{}-{} by {}", record.partition, record.offset, record.header("worker"));
+        times.entry(number).or_default().push(place);
+        if let Some(before) = last.insert(record.key_text(), number) {
+            assert!(
+                before <= number,
+                "{number} of key {} is behind {before}",
+                record.key_text()
+            );
+        }
+    }
+    let wrong: Vec<_> = times.iter().filter(|(_, places)| places.len() != 1).collect();
+    assert!(
+        wrong.is_empty(),
+        "{} of {count} are not there exactly once: {:?}",
+        wrong.len(),
+        &wrong[..wrong.len().min(20)]
+    );
+}
+
+/// The runs that metadata of Barnabas names as done above a committed offset: lengths of what is not done and what is, in turn.
+fn done_above(offset: i64, metadata: &str) -> Vec<(i64, i64)> {
+    let Some(text) = metadata.strip_prefix("bn1.") else {
+        return Vec::new();
+    };
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let (mut bytes, mut bits, mut count) = (Vec::new(), 0u32, 0);
+    for letter in text.bytes() {
+        let value = ALPHABET.iter().position(|known| *known == letter).expect("base64url");
+        bits = bits << 6 | u32::try_from(value).expect("six bits");
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push(u8::try_from(bits >> count & 0xff).expect("eight bits"));
+        }
+    }
+    let mut numbers = Vec::new();
+    let (mut number, mut shift) = (0i64, 0);
+    for byte in bytes {
+        number |= i64::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            numbers.push(number);
+            (number, shift) = (0, 0);
+        }
+    }
+    let mut at = offset;
+    let run = |pair: &[i64]| {
+        let from = at + pair[0];
+        at = from + pair[1];
+        (from, at)
+    };
+    numbers.chunks_exact(2).map(run).collect()
+}
