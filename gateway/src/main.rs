@@ -1,4 +1,6 @@
-//! The gateway alone.
+//! The gateway alone, or, with a subcommand, what operators do with one that runs.
+
+mod cli;
 
 use std::process::ExitCode;
 
@@ -8,8 +10,12 @@ fn main() -> ExitCode {
     let program = Program {
         name: "barnabas",
         purpose: "carries events between Kafka and the browser",
-        more_help: "",
+        more_help: cli::HELP,
     };
+    let mut arguments = std::env::args().skip(1);
+    if let Some(command) = arguments.next().and_then(|name| cli::Subcommand::named(&name)) {
+        return cli::run(command, arguments.collect());
+    }
     program.run(|config, stopping| async move {
         let log = config.open_log().await?;
         let served = server::run(config, log.clone(), stopping).await;

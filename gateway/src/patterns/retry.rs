@@ -200,7 +200,11 @@ impl RetryPolicy {
 pub fn delay_of_topic(topic: &str, source: &str, group: &str) -> Option<Duration> {
     let rest = topic.strip_prefix(source)?.strip_prefix('.')?.strip_prefix(group)?;
     let words = rest.strip_prefix(".retry.")?;
-    let words = words.split_once('-').map_or(words, |(words, _)| words);
+    parse_delay(words.split_once('-').map_or(words, |(words, _)| words))
+}
+
+/// A delay as the names of retry topics have it, such as `500ms`, `5s`, `2m` or `1h`.
+pub fn parse_delay(words: &str) -> Option<Duration> {
     let number = words.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit_ms = match &words[number.len()..] {
         "h" => 3_600_000,

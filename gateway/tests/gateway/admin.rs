@@ -31,15 +31,15 @@ impl Handler for Renewals {
     }
 }
 
-struct Group {
-    name: String,
-    topic: String,
-    ill: Arc<AtomicBool>,
-    consumer: ConsumerHandle,
+pub struct Group {
+    pub name: String,
+    pub topic: String,
+    pub ill: Arc<AtomicBool>,
+    pub consumer: ConsumerHandle,
 }
 
 impl Group {
-    async fn start(gateway: &Gateway, retry: RetryPolicy) -> Self {
+    pub async fn start(gateway: &Gateway, retry: RetryPolicy) -> Self {
         let id = Uuid::now_v7().simple().to_string();
         let (topic, name) = (format!("renewals-{id}"), format!("billing-{id}"));
         make_topics(gateway, &[TopicSpec::new(&topic, 2)]).await;
@@ -58,7 +58,7 @@ impl Group {
         }
     }
 
-    async fn append(&self, gateway: &Gateway, key: &str, value: impl Into<bytes::Bytes>) {
+    pub async fn append(&self, gateway: &Gateway, key: &str, value: impl Into<bytes::Bytes>) {
         let producer = gateway
             .log
             .producer(ProducerSettings::default())
@@ -75,7 +75,7 @@ async fn make_topics(gateway: &Gateway, wanted: &[TopicSpec]) {
 }
 
 /// Asks until something can be said of the answer.
-async fn until(gateway: &Gateway, path: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+pub async fn until(gateway: &Gateway, path: &str, is_so: impl Fn(&Value) -> bool) -> Value {
     let asking = async {
         loop {
             let answer = gateway.get(path, &[]).await;

@@ -2,6 +2,7 @@
 //! read back from it, not from the gateway's own counts.
 
 mod admin;
+mod cli;
 mod events;
 mod http;
 mod jobs;
