@@ -7,6 +7,7 @@ use std::time::Duration;
 use barnabas::log::{ProducerRecord, Record};
 use barnabas::patterns::Error;
 use barnabas::patterns::consumer::{DeliveryGuarantee, HandlerError, ProcessingOrder};
+use barnabas::patterns::control::{self, Action, Command, Key, Place};
 use barnabas::patterns::dead_letter::{dead_letter_topic, header, redrive_topic};
 use barnabas::patterns::retry::{BackOff, RetryPolicy, RetryTopics};
 use barnabas_tests::on_both_logs;
@@ -18,6 +19,7 @@ use super::support::{Bench, Call, Calls, TopicSpec, by_key, nothing, within};
 on_both_logs!(
     a_blocked_partition_is_tried_again_in_time_and_keeps_its_order,
     a_blocked_key_delays_no_other_and_holds_the_offset,
+    keys_that_stand_still_keep_no_other_from_being_read,
     a_blocked_partition_lets_the_others_go_on,
     errors_panics_and_timeouts_become_dead_letters,
     what_fails_goes_from_retry_topic_to_retry_topic_and_never_early,
@@ -135,6 +137,74 @@ async fn a_blocked_key_delays_no_other_and_holds_the_offset(engine: Engine) {
         later.iter().map(|call| call.key.as_str()).collect::<Vec<_>>(),
         ["3"; 10]
     );
+}
+
+async fn keys_that_stand_still_keep_no_other_from_being_read(engine: Engine) {
+    const COUNT: usize = 20_000;
+    let bench = Bench::new(engine, 1).await;
+    let calls = Calls::default();
+    let well = Arc::new(AtomicBool::new(false));
+    let is_poisoned = |key: &str| key.parse::<usize>().is_ok_and(|key| key % 5 == 0);
+    let work = {
+        let well = well.clone();
+        move |call: &Call| -> BoxFuture<'static, _> {
+            let fails = is_poisoned(&call.key) && !well.load(Ordering::SeqCst);
+            Box::pin(async move { if fails { Err(unreachable_provider()) } else { Ok(()) } })
+        }
+    };
+    // Room for some 500 records; 4,000 come to stand behind the poisoned ones.
+    let builder = bench
+        .builder()
+        .order(ProcessingOrder::Key)
+        .buffer_bytes(100_000)
+        .retry(RetryPolicy::Blocking(BackOff::fixed(ms(3_600_000)).infinite()));
+    let consumer = bench.note(builder, &calls, work).await;
+    // Some stand still before there is much, others when there is.
+    bench.append_many(250, |number| (number % 25).to_string()).await;
+    calls.until("some keys stand still", |calls| calls.len() == 205).await;
+    bench.append_many(COUNT, |number| (number % 50).to_string()).await;
+    calls
+        .until("all other keys are handled", |calls| {
+            calls.iter().filter(|call| !is_poisoned(&call.key)).count() == (COUNT + 250) / 5 * 4
+        })
+        .await;
+    let state = consumer.state().await.expect("a state");
+    let partition = &state.partitions[0];
+    assert!(
+        partition.open_bytes <= 100_000,
+        "{} bytes are held",
+        partition.open_bytes
+    );
+    let waiting: usize = partition.blocked.iter().map(|blocked| blocked.waiting + 1).sum();
+    assert_eq!((partition.open, waiting), ((COUNT + 250) / 5, (COUNT + 250) / 5));
+
+    let before = calls.len();
+    well.store(true, Ordering::SeqCst);
+    for blocked in &partition.blocked {
+        let key = blocked.key.as_deref().map(Key::new);
+        let command = Command {
+            action: Action::Retry,
+            place: Place {
+                topic: bench.topic.clone(),
+                partition: 0,
+                key,
+            },
+            offset: blocked.offset,
+            by: "tester".to_owned(),
+        };
+        let outcome = control::operate(&bench.log, &bench.group, command, Duration::from_secs(20)).await;
+        assert!(outcome.expect("an answer").done);
+    }
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let later = by_key(&calls.all().split_off(before));
+    assert_eq!(later.len(), 10);
+    for (key, numbers) in later {
+        let key: usize = key.parse().expect("a number");
+        let first = (0..if key < 25 { 10 } else { 0 }).map(|turn| turn * 25 + key);
+        let expected: Vec<_> = first.chain((0..COUNT / 50).map(|turn| turn * 50 + key)).collect();
+        assert_eq!(numbers, expected, "key {key}");
+    }
 }
 
 async fn a_blocked_partition_lets_the_others_go_on(engine: Engine) {

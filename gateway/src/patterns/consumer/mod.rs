@@ -21,6 +21,7 @@ mod operators;
 mod partition;
 mod pool;
 mod registry;
+mod reread;
 mod routes;
 mod runner;
 

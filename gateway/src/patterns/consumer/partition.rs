@@ -11,7 +11,7 @@
 //! Invariant: every record that was taken in and is not done stands in exactly one place: held, loose, a lane, or a run.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -34,6 +34,9 @@ const RECORD_OVERHEAD_BYTES: usize = 160;
 /// Loose records that are handled in one run at most.
 const LOOSE_RUN_RECORDS: usize = 32;
 
+/// Records that a lane takes back at once of those that it has let go.
+const TAKEN_BACK_RECORDS: usize = 64;
+
 /// A partition in one of its assignments.
 pub(super) struct Partition {
     pub(super) name: TopicPartition,
@@ -52,6 +55,10 @@ pub(super) struct Partition {
     loose: VecDeque<Record>,
     /// Lanes that wait, those with an end by it.
     blocked: BTreeSet<(Instant, LaneId)>,
+    /// Records that lanes have let go.
+    away: usize,
+    /// Lanes that have nothing but what they have let go, by its first offset.
+    missing: BTreeMap<i64, LaneId>,
     /// Records that the owner before had blocked and that were not handled here yet, by their offsets.
     restored: HashMap<i64, Restored>,
     /// The places where failures are passed over, with the first offset for which that holds.
@@ -104,6 +111,8 @@ pub(super) enum LaneId {
 
 struct Lane {
     records: VecDeque<Record>,
+    /// The offsets of those behind, which have to be read again.
+    let_go: VecDeque<i64>,
     state: LaneState,
     /// How often the first of them has failed here, and since when.
     failed: u32,
@@ -120,6 +129,8 @@ enum LaneState {
     },
     /// The first record has failed and is on its way to another topic.
     Hopping,
+    /// Its next record has to be read again first.
+    Missing,
 }
 
 /// What the owner before knew of a blocked record.
@@ -179,6 +190,8 @@ impl Partition {
             ready: VecDeque::new(),
             loose: VecDeque::new(),
             blocked: BTreeSet::new(),
+            away: 0,
+            missing: BTreeMap::new(),
             restored: HashMap::new(),
             ignored: HashMap::new(),
             changed: Vec::new(),
@@ -223,7 +236,12 @@ impl Partition {
             }
         };
         match self.lanes.entry(id) {
-            Entry::Occupied(lane) => lane.into_mut().records.push_back(record),
+            Entry::Occupied(lane) if lane.get().let_go.is_empty() => lane.into_mut().records.push_back(record),
+            Entry::Occupied(lane) => {
+                self.bytes -= size_bytes(&record);
+                self.away += 1;
+                lane.into_mut().let_go.push_back(record.offset);
+            }
             Entry::Vacant(vacant) => {
                 self.ready.push_back(vacant.key().clone());
                 vacant.insert(Lane::new(record));
@@ -241,7 +259,7 @@ impl Partition {
         while self.blocked.first().is_some_and(|(due, _)| *due <= now)
             && let Some((_, id)) = self.blocked.pop_first()
         {
-            self.make_ready(id);
+            self.go_on(id);
         }
     }
 
@@ -348,13 +366,8 @@ impl Partition {
             lane.records.push_front(record);
         }
         match (handled.failure, lane.records.front()) {
-            (_, None) => {
-                self.lanes.remove(&id);
-                None
-            }
-            (None, Some(_)) => {
-                lane.state = LaneState::Ready;
-                self.ready.push_back(id);
+            (_, None) | (None, Some(_)) => {
+                self.go_on(id);
                 None
             }
             (Some(failure), Some(record)) => {
@@ -376,12 +389,18 @@ impl Partition {
 
     /// Lets a lane whose first record has failed wait until `due`; `None`: until an operator says so.
     pub(super) fn block(&mut self, id: LaneId, due: Option<Instant>, failure: Failure) {
+        let is_full = self.is_full();
         if let Some(lane) = self.lanes.get_mut(&id)
             && let LaneState::Hopping = lane.state
         {
             self.hopping -= 1;
             lane.state = LaneState::Blocked { due, failure };
             self.changed.push(id.clone());
+            if is_full {
+                let (records, bytes) = lane.let_go(&id);
+                self.away += records;
+                self.bytes -= bytes;
+            }
             self.blocked.extend(due.map(|due| (due, id)));
         }
     }
@@ -413,7 +432,7 @@ impl Partition {
             && let LaneState::Hopping = lane.state
         {
             self.hopping -= 1;
-            self.make_ready(id);
+            self.go_on(id);
         }
     }
 
@@ -427,9 +446,93 @@ impl Partition {
         self.changed.push(id.clone());
         self.bytes -= size_bytes(&record);
         self.offsets.complete(record.offset);
-        match lane.records.is_empty() {
-            true => drop(self.lanes.remove(&id)),
-            false => self.make_ready(id),
+        self.go_on(id);
+    }
+
+    /// Lets go, of the keys that stand still, all but the first record.
+    pub(super) fn let_go(&mut self) {
+        for (id, lane) in &mut self.lanes {
+            let (records, bytes) = lane.let_go(id);
+            self.away += records;
+            self.bytes -= bytes;
+        }
+    }
+
+    /// The offset from which to read again what was let go and is wanted now: at `position` or behind it, else the first.
+    pub(super) fn missing_from(&self, position: i64) -> Option<i64> {
+        let behind = self.missing.range(position..).next();
+        behind.or(self.missing.first_key_value()).map(|(offset, _)| *offset)
+    }
+
+    /// Whether anything was let go and is not back.
+    pub(super) fn has_let_go(&self) -> bool {
+        self.away > 0
+    }
+
+    /// Takes back what was let go. `from`: what the log still has from there up to the end of the batch is in the batch.
+    /// Returns how many records the log no longer has.
+    pub(super) fn take_back(&mut self, from: i64, batch: Batch) -> usize {
+        let end = batch.next_offset.0;
+        let mut gone = Vec::new();
+        for record in batch.records {
+            let Some(key) = &record.key else { continue };
+            let id = LaneId::Key(key.clone());
+            let Some(lane) = self.lanes.get_mut(&id) else { continue };
+            if lane.let_go.is_empty()
+                || lane.records.len() >= TAKEN_BACK_RECORDS
+                || matches!(lane.state, LaneState::Blocked { .. } | LaneState::Hopping)
+            {
+                continue;
+            }
+            if let LaneState::Missing = lane.state
+                && let Some(first) = lane.let_go.front()
+            {
+                self.missing.remove(first);
+            }
+            while let Some(offset) = lane.let_go.front().copied()
+                && (from..record.offset).contains(&offset)
+            {
+                lane.let_go.pop_front();
+                gone.push(offset);
+            }
+            if lane.let_go.front() == Some(&record.offset) {
+                lane.let_go.pop_front();
+                self.away -= 1;
+                self.bytes += size_bytes(&record);
+                lane.records.push_back(record);
+            }
+            if let LaneState::Missing = lane.state {
+                self.go_on(id);
+            }
+        }
+        while let Some((&first, _)) = self.missing.range(from..end).next()
+            && let Some(id) = self.missing.remove(&first)
+        {
+            if let Some(lane) = self.lanes.get_mut(&id) {
+                while let Some(offset) = lane.let_go.pop_front_if(|offset| (from..end).contains(offset)) {
+                    gone.push(offset);
+                }
+            }
+            self.go_on(id);
+        }
+        self.away -= gone.len();
+        for offset in &gone {
+            self.offsets.complete(*offset);
+        }
+        gone.len()
+    }
+
+    /// A lane of which nothing is in hand goes on with its next record, if it has one.
+    fn go_on(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        if !lane.records.is_empty() {
+            lane.state = LaneState::Ready;
+            self.ready.push_back(id);
+        } else if let Some(first) = lane.let_go.front() {
+            lane.state = LaneState::Missing;
+            self.missing.insert(*first, id);
+        } else {
+            self.lanes.remove(&id);
         }
     }
 
@@ -486,13 +589,6 @@ impl Partition {
         }
     }
 
-    fn make_ready(&mut self, id: LaneId) {
-        if let Some(lane) = self.lanes.get_mut(&id) {
-            lane.state = LaneState::Ready;
-            self.ready.push_back(id);
-        }
-    }
-
     /// What to commit, if that is not what was committed last. `exact`: only if the metadata has room for all that is done.
     pub(super) fn committable(&self, exact: bool) -> Option<Mark> {
         let (metadata, is_all) = self.offsets.metadata();
@@ -525,6 +621,11 @@ impl Partition {
     /// Whether nothing may be handed to the handler.
     fn is_stopped(&self) -> bool {
         self.pauses.iter().any(|reason| *reason != PauseReason::Full)
+    }
+
+    /// Whether it reads nothing more for now.
+    pub(super) fn is_full(&self) -> bool {
+        self.pauses.contains(&PauseReason::Full)
     }
 
     pub(super) fn is_restoring(&self) -> bool {
@@ -569,7 +670,7 @@ impl Partition {
             message: failure.message.clone(),
             since: lane.failed_since.map_or(Duration::ZERO, |since| now - since),
             due_in: due.map(|due| due - now),
-            waiting: lane.records.len() - 1,
+            waiting: lane.records.len() - 1 + lane.let_go.len(),
         })
     }
 
@@ -593,10 +694,25 @@ impl Lane {
     fn new(record: Record) -> Self {
         Self {
             records: VecDeque::from([record]),
+            let_go: VecDeque::new(),
             state: LaneState::Ready,
             failed: 0,
             failed_since: None,
         }
+    }
+
+    /// Lets go all but the first record if this is a key that stands still. Returns how many records and bytes that were.
+    fn let_go(&mut self, id: &LaneId) -> (usize, usize) {
+        let (LaneId::Key(_), LaneState::Blocked { .. }) = (id, &self.state) else {
+            return (0, 0);
+        };
+        let (mut records, mut bytes) = (0, 0);
+        for record in self.records.drain(1..).rev() {
+            records += 1;
+            bytes += size_bytes(&record);
+            self.let_go.push_front(record.offset);
+        }
+        (records, bytes)
     }
 }
 

@@ -23,6 +23,7 @@ use super::members::Members;
 use super::operators::{Operators, Told};
 use super::partition::{Ended, Failed, LaneId, Partition, PauseReason, Restored};
 use super::pool::Pool;
+use super::reread::{Reread, Rereader};
 use super::routes::{Route, Routes, Why};
 use super::{ConsumerBuilder, DeliveryGuarantee};
 use crate::log::{
@@ -64,6 +65,7 @@ pub(super) async fn start(
         pool: Pool::new(settings.pool, handler, for_handlers),
         dead_letters: DeadLetterCount::new(settings.dead_letter_limit),
         operators,
+        rereader: Rereader::new(&log),
         log,
         settings,
         routes,
@@ -92,6 +94,7 @@ struct Runner {
     operators: Operators,
     dead_letters: DeadLetterCount,
     members: Members,
+    rereader: Rereader,
     partitions: HashMap<TopicPartition, Assigned>,
     last_epoch: u64,
     paused: Paused,
@@ -136,6 +139,8 @@ pub(super) enum Operation {
     Hopped(TopicPartition, u64, LaneId),
     /// Where the blocked topic ended when the partition was assigned.
     BlockedEnd(TopicPartition, u64, i64),
+    /// Records that a partition had let go are here again.
+    Reread(Reread),
     /// What has changed about blocked places is written.
     Published,
     /// Nothing follows from it.
@@ -149,6 +154,7 @@ impl Runner {
         loop {
             self.dispatch();
             self.flow().await?;
+            self.reread();
             self.commit();
             self.publish();
             self.let_go().await?;
@@ -301,6 +307,9 @@ impl Runner {
         let (mut pause, mut resume) = (Vec::new(), Vec::new());
         for (partition, assigned) in &mut self.partitions {
             let state = &mut assigned.state;
+            if state.bytes() >= most && !state.is_full() {
+                state.let_go();
+            }
             let full = state.bytes() >= most || state.open() >= OPEN_RECORDS;
             let roomy = state.bytes() <= most / 2 && state.open() <= OPEN_RECORDS / 2;
             if full && state.set_paused(PauseReason::Full, true) {
@@ -316,6 +325,12 @@ impl Runner {
             self.members.resume(resume).await?;
         }
         Ok(())
+    }
+
+    /// Has read again what partitions have let go and want back.
+    fn reread(&mut self) {
+        let partitions = self.partitions.values().map(|assigned| &assigned.state);
+        self.operations.extend(self.rereader.begin(partitions));
     }
 
     fn wake_at(&self) -> Option<Instant> {
@@ -445,6 +460,23 @@ impl Runner {
                 if let Some(assigned) = self.of_epoch(&partition, epoch) {
                     assigned.restored_at = Some(end);
                     self.restore(&partition);
+                }
+            }
+            Operation::Reread(mut reread) => {
+                self.rereader.end(&mut reread);
+                let assigned = self.of_epoch(&reread.partition, reread.epoch);
+                if let Some(assigned) = assigned
+                    && let Some((from, batch)) = reread.read
+                {
+                    let gone = assigned.state.take_back(from, batch);
+                    self.committer.touch();
+                    if gone > 0 {
+                        let (group, partition) = (&self.settings.group, &reread.partition);
+                        tracing::error!(
+                            group, %partition, records = gone,
+                            "records whose keys stood still are gone: compaction or retention has taken them"
+                        );
+                    }
                 }
             }
             Operation::Published => self.operators.published(),
