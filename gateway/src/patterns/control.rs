@@ -278,21 +278,28 @@ pub async fn operate(log: &Log, group: &str, command: Command, within: Duration)
 /// # Errors
 /// [`Error::Log`], as with a group that has no such topic.
 pub async fn blocked(log: &Log, group: &str) -> Result<Vec<Blocked>, Error> {
+    Ok(blocked_places(log, group).await?.into_values().collect())
+}
+
+/// What stands still in a group now, by the keys of the records that say so: what tells the places apart.
+pub(crate) async fn blocked_places(log: &Log, group: &str) -> Result<BTreeMap<String, Blocked>, Error> {
     let mut places = BTreeMap::new();
     let mut scan = Scan::new(log, &blocked_topic(group)).await?;
     while let Some(batch) = scan.next().await? {
         for record in batch.records {
-            let Some(key) = record.key else { continue };
+            let Some(key) = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok()) else {
+                continue;
+            };
             match record
                 .value
                 .and_then(|value| serde_json::from_slice::<Blocked>(&value).ok())
             {
-                Some(blocked) => drop(places.insert(key, blocked)),
-                None => drop(places.remove(&key)),
+                Some(blocked) => drop(places.insert(key.to_owned(), blocked)),
+                None => drop(places.remove(key)),
             }
         }
     }
-    Ok(places.into_values().collect())
+    Ok(places)
 }
 
 #[cfg(test)]

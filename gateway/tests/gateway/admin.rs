@@ -111,6 +111,8 @@ async fn an_operator_sees_a_blocked_key_and_skips_its_record() {
         (&blocked["state"], &blocked["message"]),
         (&json!("blocked"), &json!("declined"))
     );
+    let place = format!("{}/{}/key/user-7", group.topic, blocked["partition"]);
+    assert_eq!(blocked["place"], place, "what tells it apart");
     let of = |group: &str| {
         let group = group.to_owned();
         move |body: &Value| {
@@ -175,17 +177,22 @@ async fn an_operator_looks_through_dead_letters_and_redrives_them() {
     );
     let reason = json!({ "name": "bn-error-message", "value": "not a card" });
     assert!(records[0]["headers"].as_array().expect("headers").contains(&reason));
+    assert_eq!(page["matching"], 6, "from this page on");
     let next = page["next"].as_str().expect("a cursor");
     let rest = gateway.get(&format!("{path}?limit=4&before={next}"), &[]).await.json();
     assert_eq!(
         (rest["records"].as_array().map(Vec::len), &rest["next"]),
         (Some(2), &Value::Null)
     );
+    assert_eq!(rest["matching"], 2);
     let found = gateway
         .get(&format!("{path}?filter=less%203&state=waiting"), &[])
         .await
         .json();
-    assert_eq!(found["records"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        (found["records"].as_array().map(Vec::len), &found["matching"]),
+        (Some(1), &json!(1))
+    );
 
     let one = json!({ "records": [{ "partition": records[1]["partition"], "offset": records[1]["offset"] }] });
     let discarded = gateway.post(&format!("{path}/discard"), EVE, one.to_string()).await;
@@ -299,7 +306,10 @@ async fn changes_are_told_on_the_channel_of_operators() {
     assert_eq!(gateway.post(&path, EVE, command.to_string()).await.status, 200);
     let event = told("group.unblocked").await;
     let unblocked: Value = serde_json::from_str(event.data.expect("data").get()).expect("JSON");
-    assert_eq!((&unblocked["group"], &unblocked["key"]), (&data["group"], &data["key"]));
+    for same in ["group", "key", "place"] {
+        assert!(unblocked[same].is_string(), "{same}");
+        assert_eq!(unblocked[same], data[same]);
+    }
     told("group.action").await;
     group.consumer.shutdown().await.expect("a good end");
     gateway.stop().await;

@@ -1,5 +1,7 @@
 //! Dead letters: where some wait, what they are, and what is done with them.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -117,14 +119,18 @@ async fn list(
     };
     let (source, group) = source_of(&app.log, &topic).await?;
     let selection = Selection::Containing(wanted.filter.unwrap_or_default());
+    let matching = AtomicUsize::new(0);
     let is_wanted = |letter: &DeadLetter| {
-        (!waiting_only || letter.settled.is_none()) && selection.contains(letter.partition, &letter.record)
+        let is_wanted =
+            (!waiting_only || letter.settled.is_none()) && selection.contains(letter.partition, &letter.record);
+        matching.fetch_add(is_wanted.into(), Ordering::Relaxed);
+        is_wanted
     };
     let most = wanted.limit.unwrap_or(50).clamp(1, MAX_PAGE);
     let (page, next) = dead_letter::list(&app.log, &source, &group, &before, most, is_wanted).await?;
     let records: Vec<_> = page.iter().map(told).collect();
     Ok(Json(
-        json!({ "records": records, "next": next.as_ref().map(write_before) }),
+        json!({ "records": records, "matching": matching.into_inner(), "next": next.as_ref().map(write_before) }),
     ))
 }
 

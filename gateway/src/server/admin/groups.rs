@@ -85,9 +85,10 @@ async fn blocked(State(app): State<App>) -> Result<Json<Value>, Error> {
     let (operated, _) = all_groups(&app.log).await?;
     let mut all = Vec::new();
     for group in operated {
-        for blocked in control::blocked(&app.log, &group.group).await? {
+        for (place, blocked) in control::blocked_places(&app.log, &group.group).await? {
             let mut one = json!(blocked);
             one["group"] = json!(group.group);
+            one["place"] = json!(place);
             all.push(one);
         }
     }

@@ -107,18 +107,15 @@ fn events(batch: &Batch) -> Vec<Event> {
         event
     };
     if let Some(group) = topic.strip_suffix(".blocked") {
-        let each = batch.records.iter().filter_map(|record| match &record.value {
-            Some(value) => {
-                let mut data = json!(serde_json::from_slice::<Blocked>(value).ok()?);
-                data["group"] = json!(group);
-                Some(event("group.blocked", data))
-            }
-            None => {
-                let place = unblocked(std::str::from_utf8(record.key.as_ref()?).ok()?)?;
-                let mut data = place;
-                data["group"] = json!(group);
-                Some(event("group.unblocked", data))
-            }
+        let each = batch.records.iter().filter_map(|record| {
+            let place = std::str::from_utf8(record.key.as_ref()?).ok()?;
+            let (event_type, mut data) = match &record.value {
+                Some(value) => ("group.blocked", json!(serde_json::from_slice::<Blocked>(value).ok()?)),
+                None => ("group.unblocked", unblocked(place)?),
+            };
+            data["group"] = json!(group);
+            data["place"] = json!(place);
+            Some(event(event_type, data))
         });
         return each.collect();
     }
