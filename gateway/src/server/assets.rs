@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use axum::Router;
 use axum::extract::Request;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use http::{HeaderValue, Method, StatusCode, header};
 use tower_http::services::ServeDir;
 
@@ -39,6 +39,10 @@ pub(crate) fn routes(config: &WebConfig) -> Router<App> {
 async fn embedded(request: Request) -> Response {
     let path = request.uri().path().trim_start_matches('/');
     let Some(asset) = find(path) else {
+        if find(&format!("{path}/")).is_some() {
+            // A page of its own stands in a folder; in development it is the same.
+            return Redirect::temporary(&format!("/{path}/")).into_response();
+        }
         return Error::not_found("not-found", format!("there is nothing at /{path}")).into_response();
     };
     if !matches!(*request.method(), Method::GET | Method::HEAD) {

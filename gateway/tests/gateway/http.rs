@@ -116,6 +116,29 @@ async fn what_is_not_there_is_a_problem_with_a_policy() {
 }
 
 #[tokio::test]
+async fn the_page_of_operators_stands_at_an_address_of_its_own() {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../web/public");
+    for dir in [None, Some(source.into())] {
+        let gateway = Gateway::start_with(|config| config.web.dir = dir).await;
+        let moved = gateway.get("/dashboard", &[]).await;
+        assert_eq!(
+            (moved.status.as_u16(), moved.header("location")),
+            (307, Some("/dashboard/"))
+        );
+        let page = gateway.get("/dashboard/", &[]).await;
+        assert_eq!(page.status, 200);
+        assert!(page.body.starts_with(b"<!doctype html>"));
+        let module = gateway.get("/dashboard/dashboard.js", &[]).await;
+        assert!(
+            module
+                .header("content-type")
+                .is_some_and(|as_what| as_what.starts_with("text/javascript"))
+        );
+        gateway.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_page_is_served_from_a_folder_while_it_is_written() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("index.html"), "<!doctype html>").expect("a file");

@@ -114,6 +114,8 @@ export declare function jobState(
 
 /** What the gateway says is wrong with a request (RFC 9457). */
 export declare class Problem extends Error {
+  constructor(status: number, problem: { code?: string; detail?: string; title?: string; line?: number });
+  /** HTTP's; 0 when there was no answer. */
   readonly status: number;
   readonly code: string;
   /** The line of the uploaded file. */

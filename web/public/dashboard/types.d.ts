@@ -1,0 +1,117 @@
+// What `/v1/admin` answers.
+
+export interface PartitionLag {
+  topic: string;
+  partition: number;
+  /** The next offset that the group will handle. */
+  committed: number;
+  end: number;
+  lag: number;
+}
+
+export interface Group {
+  group: string;
+  /** How many, or who. */
+  members: number | unknown[];
+  /** Whether commands can be given to it. */
+  operated: boolean;
+  lag: number;
+  partitions: PartitionLag[];
+}
+
+/** A key as JSON has it: text, or base64 of what is none. */
+export interface Keyed {
+  key?: string;
+  key_base64?: string;
+}
+
+/** What stands still, or is told not to. */
+export interface Blocked extends Keyed {
+  group: string;
+  /** What tells places of a group apart. */
+  place: string;
+  topic: string;
+  partition: number;
+  state: "blocked" | "ignoring";
+  offset: number;
+  attempts: number;
+  kind: string;
+  message: string;
+  since_ms: number;
+  /** 0: only an operator helps. */
+  due_ms: number;
+  /** Records that wait behind it. */
+  waiting: number;
+  owner: string;
+}
+
+export type Command = "retry" | "skip" | "dead-letter" | "ignore" | "block";
+
+export interface Action extends Keyed {
+  id: string;
+  group: string;
+  at_ms: number;
+  by: string;
+  action: Command | "redrive" | "discard";
+  topic: string;
+  partition?: number;
+  offset?: number;
+  /** Of a redrive or discard: how many. */
+  records?: number;
+  /** null: there is no answer yet. */
+  done: boolean | null;
+  reason: string;
+}
+
+export interface RetryTopic {
+  topic: string;
+  group: string;
+  source: string;
+  delay_ms: number;
+  waiting: number;
+  next_due_ms: number | null;
+}
+
+export interface LetterTopic {
+  topic: string;
+  group: string;
+  source: string;
+  records: number;
+  waiting: number;
+  /** The numbers are upper bounds. */
+  estimated?: boolean;
+}
+
+export interface Header {
+  name: string;
+  value?: string;
+  value_base64?: string;
+}
+
+export interface Letter extends Keyed {
+  partition: number;
+  offset: number;
+  timestamp_ms: number;
+  value?: string;
+  value_base64?: string;
+  headers: Header[];
+  state: "waiting" | "redriven" | "discarded";
+  by?: string;
+  at_ms?: number;
+}
+
+export interface LetterPage {
+  records: Letter[];
+  /** How many there are from this page on. */
+  matching: number;
+  /** Where the next page begins; null: this is the last. */
+  next: string | null;
+}
+
+export type Selection = { records: { partition: number; offset: number }[] } | { filter: string };
+
+/** A row of a list: made once for each item, shown again when the item has changed. */
+export interface Row<Item> {
+  root: HTMLElement;
+  show(item: Item): void;
+}

@@ -1,0 +1,217 @@
+// The page of operators in Chromium, with running consumer groups, on both logs.
+import assert from "node:assert/strict";
+import { mkdir } from "node:fs/promises";
+import { after, afterEach, before, beforeEach, describe, test } from "node:test";
+import { chromium } from "playwright-core";
+
+import { OperatedGroups } from "./operated-groups.js";
+
+const DEADLINE_MS = 60_000;
+/** A key that must be shown as it is. */
+const TRICKY = '<img src="x" onerror="document.body.remove()">';
+const QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+
+let browser;
+
+before(async () => {
+  browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: QUIET });
+});
+after(() => browser?.close());
+
+/** Waits for a fact. */
+async function until(what, fact) {
+  const deadline = Date.now() + DEADLINE_MS;
+  while (!(await fact())) {
+    if (Date.now() > deadline) assert.fail(`not within ${DEADLINE_MS} ms: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+for (const [log, brokers] of [["the embedded log", () => undefined], ["Kafka", kafkaBrokers]]) {
+  describe(`on ${log}`, () => operate(brokers));
+}
+
+function kafkaBrokers() {
+  if (!process.env.KAFKA_BROKERS) throw new Error("KAFKA_BROKERS must name a Kafka");
+  return process.env.KAFKA_BROKERS;
+}
+
+function operate(brokers) {
+  let groups, context, page;
+
+  beforeEach(async () => {
+    groups = await OperatedGroups.start(brokers());
+    context = await browser.newContext({ viewport: { width: 1200, height: 900 } });
+    context.setDefaultTimeout(DEADLINE_MS);
+    page = await open();
+  });
+  afterEach(async (test) => {
+    if (!test.passed && page) {
+      await mkdir("test/browser/failures", { recursive: true });
+      await page.screenshot({ path: `test/browser/failures/${test.fullName.replace(/\W+/g, "-")}.png`, fullPage: true });
+    }
+    await context?.close();
+    await groups?.stop();
+  });
+
+  async function open() {
+    const opened = await context.newPage();
+    opened.on("pageerror", (error) => console.error("page error:", error));
+    // A reload would forget it.
+    await opened.goto(`${groups.url}/dashboard`);
+    await opened.evaluate(() => (window.isOfOneLoad = true));
+    return opened;
+  }
+
+  // Others may be on the same Kafka.
+  const own = (on, list) => on.locator(list, { hasText: groups.prefix });
+  const cards = (on) => own(on, "#blocked .card");
+  const card = (on, key) => cards(on).filter({ has: on.getByRole("heading", { name: key, exact: true }) });
+  const actions = (on) => own(on, "#actions tbody tr");
+  const wasHandled = (key, value) => () => groups.handled.some((line) => line.handled === key && line.value === value);
+  const group = (name) => page.locator(`#groups tbody[data-group="${groups.prefix}.${name}"]`);
+
+  async function introduce(name, on = page) {
+    const dialog = on.getByRole("dialog", { name: "Who are you?" });
+    await dialog.getByLabel("Name").fill(name);
+    await dialog.getByLabel("Name").press("Enter");
+  }
+
+  async function confirm(words) {
+    await page.getByRole("dialog").getByRole("button", { name: words }).click();
+  }
+
+  /** From now on the page hears of what is blocked and done, and cannot ask. */
+  async function hearOnly() {
+    await page.locator('#connection[data-state="open"]').waitFor();
+    await group("billing").waitFor();
+    for (const list of ["blocked", "groups/*/actions?*"]) await page.route(`**/v1/admin/${list}`, (route) => route.abort());
+    // The gateway tells what happens from when it has found the groups.
+    let probe = 0;
+    await until("something is heard", async () => {
+      groups.append("renewals", `probe-${++probe}`, "poison");
+      return (await cards(page).count()) > 0;
+    });
+  }
+
+  test("a key that is blocked is skipped by an operator, and goes on", async () => {
+    await hearOnly();
+    groups.append("renewals", "user-7", "poison 1");
+    const blocked = card(page, "user-7");
+    await blocked.waitFor();
+    assert.match(await blocked.locator(".message").textContent(), /the card is declined/);
+    assert.equal(await blocked.locator(".attempts").textContent(), "1");
+    assert.match(await blocked.locator(".due").textContent(), /^in (1 h|59 min)/);
+    groups.append("renewals", "user-7", "renewal 2");
+    groups.append("renewals", "user-8", "renewal 1");
+    await until("others go on", wasHandled("user-8", "renewal 1"));
+    assert.ok(!wasHandled("user-7", "renewal 2")());
+
+    await blocked.getByRole("button", { name: "Skip" }).press("Enter");
+    await page.getByRole("dialog", { name: "Skip: user-7?" }).waitFor();
+    await page.keyboard.press("Enter");
+    await introduce("Zoë");
+    await until("the next renewal goes through", wasHandled("user-7", "renewal 2"));
+    await blocked.waitFor({ state: "detached" });
+    const action = actions(page).filter({ hasText: "skip user-7" });
+    await action.locator("td", { hasText: /^done$/ }).waitFor();
+    assert.equal(await action.locator(".who").textContent(), "Zoë");
+    assert.ok(!wasHandled("user-7", "poison 1")());
+    assert.equal(await page.evaluate(() => window.isOfOneLoad), true, "the page was loaded once");
+  });
+
+  test("what another operator was faster with is refused, and said at the button", async () => {
+    groups.append("renewals", "user-7", "poison 1");
+    groups.append("renewals", "user-7", "poison 2");
+    const [mine, other] = [page, await open()];
+    await card(mine, "user-7").getByRole("button", { name: "Skip" }).click();
+    await card(other, "user-7").getByRole("button", { name: "To dead letters" }).click();
+    await introduce("eve", other);
+    const offset = async () => (await card(mine, "user-7").locator(".where").textContent())?.split("offset ")[1];
+    const first = await offset();
+    await until("the next record is blocked", async () => (await offset()) !== first);
+    await confirm("Skip");
+    await introduce("bob");
+    await card(mine, "user-7").getByText("Refused: the record at this offset is not blocked there.").waitFor();
+    await actions(mine).filter({ hasText: "bob" }).getByText("refused").waitFor();
+    await card(mine, "user-7").getByRole("button", { name: "Ignore" }).click();
+    await confirm("Ignore");
+    const ignored = card(mine, "user-7").and(mine.locator('[data-state="ignoring"]'));
+    await ignored.getByRole("button", { name: "Block again" }).click();
+    await ignored.waitFor({ state: "detached" });
+    await until("nothing is left behind", async () => (await group("billing").locator(".lag").textContent()) === "0");
+  });
+
+  test("what waits on a retry topic is told until when, on a narrow screen in the dark", async () => {
+    await page.setViewportSize({ width: 360, height: 740 });
+    await page.emulateMedia({ colorScheme: "dark" });
+    groups.append("reminders", "user-1", "poison");
+    groups.append("renewals", `user-${"x".repeat(100)}`, `poison, {"${"y".repeat(300)}":1}`);
+    groups.append("renewals", "user-2", `{"hopeless":"${"z".repeat(300)}"}`);
+    const retries = own(page, "#retry-topics tbody tr");
+    await retries.locator(".waiting", { hasText: /^1$/ }).waitFor();
+    assert.match(await retries.locator(".due").textContent(), /^in (10|9) min/);
+    await cards(page).waitFor();
+    await own(page, "#dead-letters .list button").filter({ hasText: "renewals" }).click();
+    await page.locator("#letters tbody tr").waitFor();
+    await fits();
+    await page.locator("#letters tbody .link").click();
+    await page.getByRole("dialog").locator(".headers tr").first().waitFor();
+    await fits();
+  });
+
+  async function fits() {
+    const overflow = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+    assert.ok(overflow <= 0, `${overflow} px too wide`);
+  }
+
+  test("dead letters are looked at, discarded, redriven and handled again", async () => {
+    groups.append("renewals", "user-1", '{"hopeless":1,"amount":9007199254740993}');
+    groups.append("renewals", "user-2", "hopeless 2");
+    groups.append("renewals", TRICKY, new Uint8Array([0xff, 0x00, ...Buffer.from("hopeless")]));
+    await page.getByRole("button", { name: `${groups.prefix}.renewals.${groups.prefix}.billing.dlt` }).click();
+    const letters = page.getByRole("region", { name: ".dlt" });
+    const row = (key) => letters.locator("tbody tr", { hasText: key });
+    await row(TRICKY).waitFor();
+    assert.equal(await page.locator("main img").count(), 0);
+    await row("user-1").getByText("there is no such card").waitFor();
+
+    const record = page.getByRole("dialog");
+    await row("user-1").getByRole("button").click();
+    assert.equal(await record.locator(".value").textContent(), '{\n  "hopeless": 1,\n  "amount": 9007199254740993\n}');
+    assert.match(await record.locator(".headers").textContent(), /bn-origin-offset/);
+    await record.getByRole("button", { name: "Close" }).click();
+    await row(TRICKY).getByRole("button").click();
+    assert.match(await record.locator(".value").textContent(), /^00000000 {2}ff 00 68 6f/);
+    await record.getByRole("button", { name: "Close" }).click();
+
+    await letters.getByLabel("Filter").fill("less 2");
+    await letters.getByRole("button", { name: "Find" }).click();
+    await row("user-1").waitFor({ state: "detached" });
+    await row("user-2").getByRole("checkbox").check();
+    await letters.getByRole("button", { name: "Discard 1 selected" }).click();
+    await page.getByRole("dialog", { name: "Discard 1 dead letter?" }).waitFor();
+    await confirm("Discard 1");
+    await introduce("eve");
+    await letters.getByText("1 dead letter discarded.").waitFor();
+
+    groups.heal();
+    await letters.getByLabel("Filter").fill("");
+    await letters.getByLabel("Filter").press("Enter");
+    await row("user-1").getByRole("button").click();
+    await record.getByRole("button", { name: "Redrive" }).click();
+    await until("it is handled again", wasHandled("user-1", '{"hopeless":1,"amount":9007199254740993}'));
+    await row("user-1").waitFor({ state: "detached" });
+    await letters.getByRole("button", { name: "Redrive all found" }).click();
+    await page.getByRole("dialog", { name: "Redrive 1 dead letter?" }).waitFor();
+    await confirm("Redrive 1");
+    await until("the last is handled", () => groups.handled.some(({ handled }) => handled === TRICKY));
+    await letters.getByText("None is found.").waitFor();
+    await letters.getByLabel("Show").selectOption("all");
+    await letters.getByRole("button", { name: "Find" }).click();
+    await row("user-2").getByText("discarded by eve").waitFor();
+    await row("user-1").getByText("redriven by eve").waitFor();
+    await actions(page).filter({ hasText: "discard 1 dead letter" }).waitFor();
+    assert.ok(!wasHandled("user-2", "hopeless 2")());
+  });
+}
