@@ -28,6 +28,25 @@ pub struct GroupSettings {
     pub session_timeout: Duration,
     /// How long a revoked partition waits for [`GroupMember::release`] before it is taken. Default 30 s.
     pub release_timeout: Duration,
+    /// Who the member is across restarts (`group.instance.id`, static membership): one that comes back within the session timeout
+    /// has its partitions again without a rebalance, and one that shuts down keeps them for as long. Of two at the same time one ends
+    /// with [`Error::UnknownMember`]: the older one, under [`GroupProtocol::Consumer`] the newer one, so that one that was killed can come
+    /// back only after its session. Default `None`. The embedded log ends with its members: it has no use for it.
+    pub instance_id: Option<String>,
+    /// How members and brokers agree on who has what. Default [`GroupProtocol::Classic`]. All members of a group use the same. The
+    /// embedded log has but one.
+    pub protocol: GroupProtocol,
+}
+
+/// Kafka's protocols for groups (`group.protocol`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GroupProtocol {
+    /// A member computes the assignment, cooperatively and sticky.
+    #[default]
+    Classic,
+    /// The broker does (KIP-848, Kafka 4.0). It has the session timeout too (`group.consumer.session.timeout.ms`): the one of the
+    /// settings does not count.
+    Consumer,
 }
 
 impl GroupSettings {
@@ -39,6 +58,8 @@ impl GroupSettings {
             start_at: StartAt::Start,
             session_timeout: Duration::from_secs(10),
             release_timeout: Duration::from_secs(30),
+            instance_id: None,
+            protocol: GroupProtocol::default(),
         }
     }
 }

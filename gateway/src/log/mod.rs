@@ -23,7 +23,8 @@ use std::time::Duration;
 
 pub use error::Error;
 pub use group::{
-    CommittedOffset, GroupDescription, GroupEvent, GroupMember, GroupMetadata, GroupSettings, PartitionLag,
+    CommittedOffset, GroupDescription, GroupEvent, GroupMember, GroupMetadata, GroupProtocol, GroupSettings,
+    PartitionLag,
 };
 pub use partitioner::partition_for_key;
 pub use producer::{Acks, Appended, Delivery, Producer, ProducerSettings};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use barnabas::log::{Error, GroupEvent, GroupMember, GroupProtocol, GroupSettings, NextOffset, TopicPartition};
 use barnabas::patterns::consumer::{ConsumerHandle, ProcessingOrder};
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
@@ -13,6 +14,7 @@ use super::support::{Bench, Call, Calls, nothing, within};
 
 on_both_logs!(
     members_that_come_and_go_lose_and_repeat_nothing,
+    members_of_the_newer_protocol_that_come_and_go_lose_and_repeat_nothing,
     a_handler_that_runs_past_the_bound_is_not_waited_for,
     a_partition_that_was_paused_goes_on_at_its_next_owner,
 );
@@ -33,6 +35,14 @@ async fn until_owned(consumer: &ConsumerHandle, partitions: usize) {
 }
 
 async fn members_that_come_and_go_lose_and_repeat_nothing(engine: Engine) {
+    come_and_go(engine, GroupProtocol::Classic).await;
+}
+
+async fn members_of_the_newer_protocol_that_come_and_go_lose_and_repeat_nothing(engine: Engine) {
+    come_and_go(engine, GroupProtocol::Consumer).await;
+}
+
+async fn come_and_go(engine: Engine, protocol: GroupProtocol) {
     let bench = Arc::new(Bench::new(engine, 6).await);
     const COUNT: usize = 3000;
     let calls = Calls::default();
@@ -42,7 +52,7 @@ async fn members_that_come_and_go_lose_and_repeat_nothing(engine: Engine) {
             Ok(())
         })
     };
-    let builder = || bench.builder().order(ProcessingOrder::Key);
+    let builder = || bench.builder().order(ProcessingOrder::Key).protocol(protocol);
     let first = bench.note(builder(), &calls, work).await;
     let writer = tokio::spawn({
         let bench = bench.clone();
@@ -153,4 +163,83 @@ async fn a_partition_that_was_paused_goes_on_at_its_next_owner(engine: Engine) {
     bench.caught_up().await;
     second.shutdown().await.expect("a good end");
     assert_eq!(calls.len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_an_instance_that_comes_back_under_its_id_disturbs_nobody() {
+    for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
+        let bench = Bench::new(Engine::Kafka, 4).await;
+        bench.make_topics(&bench.builder()).await;
+        let join = async |instance: &str| {
+            let settings = GroupSettings {
+                instance_id: Some(instance.to_owned()),
+                protocol,
+                ..GroupSettings::new(&bench.group, [&bench.topic])
+            };
+            bench.log.join_group(settings).await.expect("a member")
+        };
+        let mut first = join("a").await;
+        assert_eq!(assigned(&mut first).await.len(), 4);
+        let mut second = join("b").await;
+        let GroupEvent::Revoked(moved) = next_event(&mut first).await else {
+            panic!("half of the partitions move");
+        };
+        first.release(moved.clone()).await.expect("released");
+        assert_eq!(assigned(&mut second).await, moved);
+        drop(second);
+        let mut second = join("b").await;
+        assert_eq!(assigned(&mut second).await, moved, "they were kept for it");
+
+        let mut third = join("b").await;
+        // The classic protocol prefers who comes, the newer one who is there.
+        let (winner, loser) = match protocol {
+            GroupProtocol::Classic => (&mut third, &mut second),
+            GroupProtocol::Consumer => (&mut second, &mut third),
+        };
+        let ended = within("one of the two ends", async {
+            loop {
+                match loser.next().await {
+                    Ok(_) => {}
+                    Err(error) if error.is_retriable() => {}
+                    Err(error) => return error,
+                }
+            }
+        })
+        .await;
+        assert!(matches!(ended, Error::UnknownMember { .. }), "{ended}");
+        if protocol == GroupProtocol::Classic {
+            assert_eq!(assigned(winner).await, moved);
+        }
+        let next = moved.iter().map(|partition| (partition.clone(), NextOffset(0).into()));
+        winner.commit(next.collect()).await.expect("it is still a member");
+        let told = tokio::time::timeout(Duration::from_millis(500), next_event(&mut first)).await;
+        assert!(told.is_err(), "the other member is told nothing: {told:?}");
+    }
+}
+
+async fn assigned(member: &mut GroupMember) -> Vec<TopicPartition> {
+    loop {
+        match next_event(member).await {
+            GroupEvent::Assigned(partitions) if !partitions.is_empty() => {
+                let mut partitions: Vec<_> = partitions.into_iter().map(|(partition, _)| partition).collect();
+                partitions.sort();
+                return partitions;
+            }
+            GroupEvent::Assigned(_) => {}
+            event => panic!("{event:?}"),
+        }
+    }
+}
+
+/// The next event that is not an empty batch.
+async fn next_event(member: &mut GroupMember) -> GroupEvent {
+    within("an event", async {
+        loop {
+            match member.next().await.expect("an event") {
+                GroupEvent::Records(batch) if batch.records.is_empty() => {}
+                event => return event,
+            }
+        }
+    })
+    .await
 }

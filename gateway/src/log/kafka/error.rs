@@ -90,6 +90,7 @@ impl Attempt<'_> {
             | Code::IllegalGeneration
             | Code::RebalanceInProgress
             | Code::FencedInstanceId
+            | Code::UnreleasedInstanceId
             | Code::FencedMemberEpoch
             | Code::StaleMemberEpoch
             | Code::AssignmentLost => Error::UnknownMember {

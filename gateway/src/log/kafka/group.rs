@@ -648,6 +648,18 @@ impl MemberThread {
                 let topic = partition.topic.to_string();
                 self.waiting.push_back(Err(Error::UnknownTopic(topic)));
             }
+            // The member can do nothing more: another one has its instance id, or the broker does not know its protocol.
+            _ if let Some((code, reason)) = self.consumer.client().client().fatal_error() => {
+                tracing::error!(group = %self.settings.group, "{code}: {reason}");
+                let mapped = match attempt.code(code) {
+                    mapped if mapped.is_retriable() => Error::InvalidSetting {
+                        name: "group.protocol".to_owned(),
+                        reason,
+                    },
+                    mapped => mapped,
+                };
+                self.waiting.push_back(Err(mapped));
+            }
             (code, partition) => {
                 let resource = partition.as_ref().map_or(attempt.resource, Resource::Partition);
                 let mapped = self

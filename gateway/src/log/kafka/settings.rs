@@ -10,7 +10,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
-use crate::log::{Acks, Error, GroupSettings, ProducerSettings, Result, StartAt};
+use crate::log::{Acks, Error, GroupProtocol, GroupSettings, ProducerSettings, Result, StartAt};
 
 /// Where Kafka is and how it is spoken to.
 #[derive(Clone)]
@@ -52,7 +52,7 @@ impl fmt::Debug for KafkaSettings {
 }
 
 /// Settings on which the engine's promises rest.
-const RESERVED: [&str; 17] = [
+const RESERVED: [&str; 19] = [
     "acks",
     "allow.auto.create.topics",
     "auto.offset.reset",
@@ -63,6 +63,8 @@ const RESERVED: [&str; 17] = [
     "enable.idempotence",
     "enable.partition.eof",
     "group.id",
+    "group.instance.id",
+    "group.protocol",
     "isolation.level",
     "message.timeout.ms",
     "metadata.broker.list",
@@ -153,10 +155,6 @@ impl KafkaSettings {
         let mut config = self.consumer();
         config
             .set("group.id", &settings.group)
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("session.timeout.ms", millis(settings.session_timeout))
-            // A member learns of a rebalance by its heartbeats: half a second at the default session timeout.
-            .set("heartbeat.interval.ms", millis(settings.session_timeout / 20))
             // The rebalance waits as long for this member's release.
             .set(
                 "max.poll.interval.ms",
@@ -171,6 +169,17 @@ impl KafkaSettings {
                     _ => "earliest",
                 },
             );
+        match settings.protocol {
+            GroupProtocol::Classic => config
+                .set("partition.assignment.strategy", "cooperative-sticky")
+                .set("session.timeout.ms", millis(settings.session_timeout))
+                // A member learns of a rebalance by its heartbeats: half a second at the default session timeout.
+                .set("heartbeat.interval.ms", millis(settings.session_timeout / 20)),
+            GroupProtocol::Consumer => config.set("group.protocol", "consumer"),
+        };
+        if let Some(instance_id) = &settings.instance_id {
+            config.set("group.instance.id", instance_id);
+        }
         // Again, for what was just set.
         self.apply_overrides(&mut config);
         config

@@ -41,6 +41,8 @@ impl Members {
         let of = |group: String, topics: Vec<String>| GroupSettings {
             session_timeout: settings.session_timeout,
             release_timeout,
+            instance_id: settings.instance_id.clone(),
+            protocol: settings.protocol,
             ..GroupSettings::new(group, topics)
         };
         let sources = GroupSettings {

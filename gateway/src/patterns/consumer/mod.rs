@@ -39,7 +39,7 @@ pub use registry::{EventHandler, Registry};
 use self::handler::{AnyHandler, Batches, Each};
 use super::retry::RetryPolicy;
 use super::{Error, control, dead_letter};
-use crate::log::{Log, StartAt, TopicSpec};
+use crate::log::{GroupProtocol, Log, StartAt, TopicSpec};
 
 /// Records that go to a worker in one piece at most: it ends earlier when they take long.
 const RUN_RECORDS: usize = 4000;
@@ -91,6 +91,8 @@ pub struct ConsumerBuilder {
     run_records: usize,
     dead_letter_limit: Option<DlqLimit>,
     slot: String,
+    instance_id: Option<String>,
+    protocol: GroupProtocol,
 }
 
 impl ConsumerBuilder {
@@ -112,6 +114,8 @@ impl ConsumerBuilder {
             run_records: RUN_RECORDS,
             dead_letter_limit: None,
             slot: "0".to_owned(),
+            instance_id: None,
+            protocol: GroupProtocol::default(),
         }
     }
 
@@ -162,6 +166,21 @@ impl ConsumerBuilder {
     #[must_use]
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
+        self
+    }
+
+    /// Static membership: an instance that is restarted under its id within the session timeout has its partitions again without a
+    /// rebalance, see [`crate::log::GroupSettings::instance_id`]. Instances of a group need an id each. Default: none.
+    #[must_use]
+    pub fn instance_id(mut self, instance_id: impl Into<String>) -> Self {
+        self.instance_id = Some(instance_id.into());
+        self
+    }
+
+    /// Kafka's protocol for groups, the same for all instances. Default [`GroupProtocol::Classic`].
+    #[must_use]
+    pub fn protocol(mut self, protocol: GroupProtocol) -> Self {
+        self.protocol = protocol;
         self
     }
 
