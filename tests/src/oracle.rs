@@ -1,17 +1,21 @@
 //! What stands on the log, read by means that share no code with Barnabas: plain rdkafka, or SQLite.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
-use rdkafka::message::{Headers as _, Message as _};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 /// Reading a topic to its end takes longer only when something is wrong.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One question to a broker.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A record, as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +33,21 @@ pub struct OracleRecord {
 }
 
 impl OracleRecord {
+    fn read(message: &BorrowedMessage<'_>) -> Self {
+        let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+        let header = |header: Header<'_, &[u8]>| {
+            let value = header.value.map(String::from_utf8_lossy).unwrap_or_default();
+            (header.key.to_owned(), value.into_owned())
+        };
+        Self {
+            partition: message.partition(),
+            offset: message.offset(),
+            key: message.key().unwrap_or_default().to_owned(),
+            value: message.payload().unwrap_or_default().to_owned(),
+            headers: headers.map(header).collect(),
+        }
+    }
+
     /// A header's value, empty if there is none.
     pub fn header(&self, name: &str) -> &str {
         self.headers
@@ -40,6 +59,15 @@ impl OracleRecord {
     /// The key as text.
     pub fn key_text(&self) -> String {
         String::from_utf8_lossy(&self.key).into_owned()
+    }
+
+    /// The value as a number.
+    ///
+    /// # Panics
+    /// If it is not one.
+    pub fn number(&self) -> u64 {
+        let text = String::from_utf8_lossy(&self.value);
+        text.parse().unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
     /// The value as JSON.
@@ -83,13 +111,9 @@ pub fn committed_kafka(brokers: &str, group: &str, topic: &str, partitions: i32)
     for partition in 0..partitions {
         wanted.add_partition(topic, partition);
     }
-    let deadline = Instant::now() + READ_TIMEOUT;
-    let committed = loop {
-        match consumer.committed_offsets(wanted.clone(), Duration::from_secs(10)) {
-            Ok(committed) => break committed,
-            Err(error) => assert!(Instant::now() < deadline, "{group}: {error}"),
-        }
-    };
+    let committed = insist(group, Instant::now() + READ_TIMEOUT, || {
+        consumer.committed_offsets(wanted.clone(), REQUEST_TIMEOUT)
+    });
     let of = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
         Offset::Offset(offset) => (offset, element.metadata().to_owned()),
         _ => (0, String::new()),
@@ -107,46 +131,59 @@ fn read_kafka_as(brokers: &str, topic: &str, isolation: &str) -> Vec<OracleRecor
         .set("isolation.level", isolation)
         .create()
         .expect("a consumer");
-    let metadata = consumer
-        .fetch_metadata(Some(topic), Duration::from_secs(10))
-        .expect("Kafka answers");
-    let partitions = metadata.topics()[0].partitions().len();
+    let deadline = Instant::now() + READ_TIMEOUT;
+    let partitions = insist(topic, deadline, || {
+        let metadata = consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT)?;
+        Ok(metadata.topics()[0].partitions().len())
+    });
+    // What is appended from now on is not read: others may append for ever.
+    let mut ends = Vec::new();
     let mut assignment = TopicPartitionList::new();
-    for partition in 0..partitions {
-        let partition = i32::try_from(partition).expect("a small number");
-        assignment
-            .add_partition_offset(topic, partition, Offset::Beginning)
-            .expect("a valid offset");
+    for partition in 0..i32::try_from(partitions).expect("a small number") {
+        let (start, end) = insist(topic, deadline, || {
+            consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT)
+        });
+        ends.push(end);
+        if start < end {
+            assignment
+                .add_partition_offset(topic, partition, Offset::Beginning)
+                .expect("a valid offset");
+        }
     }
     consumer.assign(&assignment).expect("an assignment");
+    let end_of = |partition: i32| ends[usize::try_from(partition).expect("no negative number")];
+    let mut unread: HashSet<i32> = assignment.elements().iter().map(|of| of.partition()).collect();
     let mut records = Vec::new();
-    let mut ended = 0;
-    let deadline = Instant::now() + READ_TIMEOUT;
-    while ended < partitions {
+    while !unread.is_empty() {
         assert!(Instant::now() < deadline, "{topic} cannot be read to its end");
         match consumer.poll(Duration::from_millis(500)) {
             None => {}
-            Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
-            Some(Err(error)) => panic!("{topic}: {error}"),
-            Some(Ok(message)) => records.push(OracleRecord {
-                partition: message.partition(),
-                offset: message.offset(),
-                key: message.key().unwrap_or_default().to_owned(),
-                value: message.payload().unwrap_or_default().to_owned(),
-                headers: message
-                    .headers()
-                    .into_iter()
-                    .flat_map(|headers| headers.iter())
-                    .map(|header| {
-                        let value = header.value.map(String::from_utf8_lossy).unwrap_or_default();
-                        (header.key.to_owned(), value.into_owned())
-                    })
-                    .collect(),
-            }),
+            // Also where what is behind the last record are the marks of transactions.
+            Some(Err(KafkaError::PartitionEOF(partition))) => drop(unread.remove(&partition)),
+            // A broker that is away for a moment is waited for.
+            Some(Err(error)) => eprintln!("{topic}: {error}"),
+            Some(Ok(message)) => {
+                if message.offset() + 1 >= end_of(message.partition()) {
+                    unread.remove(&message.partition());
+                }
+                if message.offset() < end_of(message.partition()) {
+                    records.push(OracleRecord::read(&message));
+                }
+            }
         }
     }
     records.sort_by_key(|record| (record.partition, record.offset));
     records
+}
+
+/// Asks until there is an answer.
+fn insist<T>(what: &str, deadline: Instant, ask: impl Fn() -> KafkaResult<T>) -> T {
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(error) => assert!(Instant::now() < deadline, "{what}: {error}"),
+        }
+    }
 }
 
 /// All records of a topic of an embedded log, whose file is `log.sqlite` in its data folder. What is not committed is in no
@@ -155,9 +192,7 @@ fn read_kafka_as(brokers: &str, topic: &str, isolation: &str) -> Vec<OracleRecor
 /// # Panics
 /// If they cannot be read.
 pub fn read_embedded(data_dir: &Path, topic: &str) -> Vec<OracleRecord> {
-    let file = data_dir.join("log.sqlite");
-    let log = Connection::open_with_flags(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)
-        .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let log = open_embedded(data_dir);
     let mut query = log
         .prepare(
             "SELECT p.partition, r.id & 1099511627775, r.key, coalesce(r.value, b.value), r.headers
@@ -180,6 +215,32 @@ pub fn read_embedded(data_dir: &Path, topic: &str) -> Vec<OracleRecord> {
         .expect("records are read")
         .collect::<Result<_, _>>()
         .expect("records are as they were written")
+}
+
+/// What a group has committed on an embedded log for the partitions of a topic, as [`committed_kafka`] has it.
+///
+/// # Panics
+/// If it cannot be read.
+pub fn committed_embedded(data_dir: &Path, group: &str, topic: &str, partitions: i32) -> Vec<(i64, String)> {
+    let log = open_embedded(data_dir);
+    let mut query = log
+        .prepare(
+            "SELECT c.next_offset, c.metadata
+             FROM committed c JOIN partitions p ON p.id = c.partition JOIN topics t ON t.id = p.topic
+             WHERE c.group_id = ?1 AND t.name = ?2 AND p.partition = ?3",
+        )
+        .expect("the embedded log has its tables");
+    let mut of = |partition| {
+        let committed = query.query_row((group, topic, partition), |row| Ok((row.get(0)?, row.get(1)?)));
+        committed.optional().expect("it can be read").unwrap_or_default()
+    };
+    (0..partitions).map(&mut of).collect()
+}
+
+fn open_embedded(data_dir: &Path) -> Connection {
+    let file = data_dir.join("log.sqlite");
+    Connection::open_with_flags(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)
+        .unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
 /// Names and values, each after its length in four little-endian bytes.
