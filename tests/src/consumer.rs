@@ -8,8 +8,10 @@
 //! Everything here judges by the ledger and by what plain rdkafka reads, never by what the library counts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use barnabas::log::embedded::EmbeddedSettings;
@@ -21,11 +23,17 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use crate::conformance::{make_topic, unique};
-use crate::oracle::{OracleRecord, committed_kafka, read_kafka};
+use crate::oracle::{OracleRecord, committed_embedded, committed_kafka, read_embedded, read_kafka};
 use crate::process::{Process, program};
 
 /// Within it everything that a test waits for has happened.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(120);
+
+/// Records that wait to be handled after [`Crew::top_up`].
+const BACKLOG: u64 = 600;
+
+/// How often it is looked whether more is needed.
+const TOP_UP_STEP: Duration = Duration::from_millis(250);
 
 /// What one `consumer-worker` does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -204,7 +212,7 @@ impl WorkerSettings {
 /// A line of a ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
-    /// `call`: the handler was called; `done`: it is about to say that it is done.
+    /// `call`: the handler was called; `done`: it is about to say that it is done; `failed`: or that it has failed.
     pub what: String,
     /// The process.
     pub pid: u32,
@@ -228,15 +236,27 @@ pub struct Line {
     pub at_ms: i64,
 }
 
-/// Reads a ledger.
-///
-/// # Panics
-/// If a line other than the last is not whole: each is one write.
-pub fn read_ledger(file: &Path) -> Vec<Line> {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let line = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-    whole.lines().map(line).collect()
+/// What was read of a ledger so far.
+#[derive(Debug, Default)]
+struct Ledger {
+    lines: Arc<Vec<Line>>,
+    bytes: u64,
+}
+
+impl Ledger {
+    /// Reads on. A line that is not whole is left for the next time: each is one write.
+    fn read(&mut self, file: &Path) -> Arc<Vec<Line>> {
+        let mut text = String::new();
+        if let Ok(mut file) = File::open(file) {
+            file.seek(SeekFrom::Start(self.bytes)).expect("the ledger can be read");
+            file.read_to_string(&mut text).expect("the ledger is text");
+        }
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        self.bytes += whole.len() as u64;
+        let line = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        Arc::make_mut(&mut self.lines).extend(whole.lines().map(line));
+        self.lines.clone()
+    }
 }
 
 /// Topics, a group, and its workers.
@@ -246,11 +266,13 @@ pub struct Crew {
     pub settings: WorkerSettings,
     /// Partitions of the topics.
     pub partitions: i32,
-    log: Log,
+    /// `None`: an embedded one, which one process at a time may have open.
+    log: Option<Log>,
     next: u64,
-    /// Key of each record that was appended.
-    keys: Vec<String>,
     workers: BTreeMap<String, Process>,
+    ledger: Mutex<Ledger>,
+    /// The processes that were killed with a record in hand.
+    killed_at_work: Vec<u32>,
     folder: TempDir,
 }
 
@@ -261,8 +283,22 @@ impl Crew {
     /// If they cannot be made; so for all that follows.
     pub async fn new(brokers: &str, partitions: i32, change: impl FnOnce(&mut WorkerSettings)) -> Self {
         let folder = TempDir::new().expect("a folder");
+        Self::with(brokers.to_owned(), folder, partitions, change).await
+    }
+
+    /// The same on an embedded log. It takes records and one worker in turn: one process at a time may have it open.
+    ///
+    /// # Panics
+    /// As [`Crew::new`].
+    pub async fn embedded(partitions: i32, change: impl FnOnce(&mut WorkerSettings)) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let log = folder.path().join("log").display().to_string();
+        Self::with(log, folder, partitions, change).await
+    }
+
+    async fn with(log: String, folder: TempDir, partitions: i32, change: impl FnOnce(&mut WorkerSettings)) -> Self {
         let mut settings = WorkerSettings {
-            log: brokers.to_owned(),
+            log,
             group: unique("group"),
             topics: vec![unique("payments")],
             output: Some(unique("checkouts")),
@@ -289,14 +325,37 @@ impl Crew {
         for spec in settings.builder().topics(&log).await.expect("topics") {
             make_topic(&log, spec).await;
         }
-        Self {
+        let mut crew = Self {
             settings,
             partitions,
-            log,
+            log: None,
             next: 0,
-            keys: Vec::new(),
             workers: BTreeMap::new(),
+            ledger: Mutex::default(),
+            killed_at_work: Vec::new(),
             folder,
+        };
+        crew.put_back(log).await;
+        crew
+    }
+
+    fn is_embedded(&self) -> bool {
+        self.settings.log.starts_with('/')
+    }
+
+    /// The log, open.
+    async fn take_log(&mut self) -> Log {
+        match self.log.take() {
+            Some(log) => log,
+            None => self.settings.open().await.expect("a log"),
+        }
+    }
+
+    /// Keeps the log for the next time, or lets a worker have it.
+    async fn put_back(&mut self, log: Log) {
+        match self.is_embedded() {
+            true => log.close().await,
+            false => self.log = Some(log),
         }
     }
 
@@ -315,6 +374,16 @@ impl Crew {
         self.settings.output.as_deref().expect("the handler sends")
     }
 
+    /// The log, which has to be Kafka.
+    pub fn log(&self) -> &Log {
+        self.log.as_ref().expect("an embedded one is a worker's")
+    }
+
+    /// Takes note of records that another crew has appended to the topic.
+    pub fn note_appended(&mut self, records: u64) {
+        self.next += records;
+    }
+
     /// How many records were appended.
     pub fn appended(&self) -> u64 {
         self.next
@@ -322,24 +391,32 @@ impl Crew {
 
     /// Appends numbered records whose keys are the numbers modulo `keys`.
     pub async fn append(&mut self, count: u64, keys: u64) {
-        let producer = self
-            .log
-            .producer(ProducerSettings::default())
-            .await
-            .expect("a producer");
+        let log = self.take_log().await;
+        let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
         let mut deliveries = Vec::new();
         for number in self.next..self.next + count {
             let key = format!("k{}", number % keys);
-            let record = ProducerRecord::to(self.input())
-                .key(key.clone())
-                .value(number.to_string());
+            let record = ProducerRecord::to(self.input()).key(key).value(number.to_string());
             deliveries.push(producer.send(record).await.expect("sent"));
-            self.keys.push(key);
         }
         for delivery in deliveries {
             delivery.await.expect("appended");
         }
         self.next += count;
+        drop(producer);
+        self.put_back(log).await;
+    }
+
+    /// Appends a record that handlers make nothing of.
+    pub async fn append_unreadable(&mut self, value: &str) {
+        let log = self.take_log().await;
+        let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+        let record = ProducerRecord::to(self.input())
+            .key("unreadable")
+            .value(value.to_owned());
+        producer.append(record).await.expect("appended");
+        drop(producer);
+        self.put_back(log).await;
     }
 
     /// Starts a worker in a slot.
@@ -371,6 +448,65 @@ impl Crew {
     /// Kills the worker of a slot.
     pub fn kill(&mut self, slot: &str) {
         self.workers.remove(slot).expect("a worker in this slot").kill();
+    }
+
+    /// Kills the worker of a slot while a handler of its is at work. Appends records until it is; on an embedded log they have to be
+    /// there.
+    pub async fn kill_at_work(&mut self, slot: &str, keys: u64) {
+        let deadline = Instant::now() + SOON;
+        let mut looked = Instant::now();
+        loop {
+            if self.worker(slot).try_wait().is_some() {
+                self.kill(slot);
+                self.start(slot);
+            }
+            let pid = self.worker(slot).pid();
+            if self.is_at_work(pid) {
+                // It cannot finish any more while somebody looks.
+                self.worker(slot).pause();
+                if self.is_at_work(pid) {
+                    self.killed_at_work.push(pid);
+                    return self.kill(slot);
+                }
+                self.worker(slot).resume();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{slot} has nothing to do: {:?} of {:?} are committed\n{}",
+                self.committed(),
+                self.ends(),
+                self.worker(slot).last_output()
+            );
+            if !self.is_embedded() && looked.elapsed() > TOP_UP_STEP {
+                self.top_up(keys).await;
+                looked = Instant::now();
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Appends so many records that each worker has some to handle.
+    pub async fn top_up(&mut self, keys: u64) {
+        let waiting = match self.settings.guarantee {
+            // It cannot be told from what the killed have taken with them.
+            Guarantee::AtMostOnce => 0,
+            Guarantee::AtLeastOnce | Guarantee::ExactlyOnce => self.next - self.count("call") as u64,
+        };
+        if waiting < BACKLOG {
+            self.append(BACKLOG - waiting, keys).await;
+        }
+    }
+
+    /// Whether a handler of a process has been called and is not done.
+    fn is_at_work(&self, pid: u32) -> bool {
+        let mut open: HashSet<u64> = HashSet::new();
+        for line in self.ledger().iter().filter(|line| line.pid == pid) {
+            match line.what.as_str() {
+                "call" => open.insert(line.number),
+                _ => open.remove(&line.number),
+            };
+        }
+        !open.is_empty()
     }
 
     /// Asks the worker of a slot to stop, and waits for it.
@@ -407,8 +543,9 @@ impl Crew {
     }
 
     /// What the handlers were called for, so far.
-    pub fn ledger(&self) -> Vec<Line> {
-        read_ledger(&self.settings.ledger)
+    pub fn ledger(&self) -> Arc<Vec<Line>> {
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.read(&self.settings.ledger)
     }
 
     /// How many different records have a line of this kind.
@@ -428,10 +565,9 @@ impl Crew {
         while !is_so(self) {
             if Instant::now() > deadline {
                 let outputs = self.workers.values().map(Process::last_output).collect::<Vec<_>>();
-                let committed =
-                    committed_kafka(&self.settings.log, &self.settings.group, self.input(), self.partitions);
                 panic!(
-                    "{what}: not within {within:?}\ncommitted: {committed:?}\n{}",
+                    "{what}: not within {within:?}\ncommitted: {:?}\n{}",
+                    self.committed(),
                     outputs.join("\n")
                 );
             }
@@ -452,9 +588,9 @@ impl Crew {
     }
 
     /// The offset behind the last record of each partition of the topic.
-    fn ends(&self) -> Vec<i64> {
+    pub fn ends(&self) -> Vec<i64> {
         let mut ends = vec![0; usize::try_from(self.partitions).expect("a small number")];
-        for record in read_kafka(&self.settings.log, self.input()) {
+        for record in self.read(self.input()) {
             ends[usize::try_from(record.partition).expect("a small number")] = record.offset + 1;
         }
         ends
@@ -462,12 +598,19 @@ impl Crew {
 
     /// What the group has committed.
     pub fn committed(&self) -> Vec<(i64, String)> {
-        committed_kafka(&self.settings.log, &self.settings.group, self.input(), self.partitions)
+        let WorkerSettings { log, group, .. } = &self.settings;
+        match self.is_embedded() {
+            true => committed_embedded(Path::new(log), group, self.input(), self.partitions),
+            false => committed_kafka(log, group, self.input(), self.partitions),
+        }
     }
 
     /// All committed records of a topic.
     pub fn read(&self, topic: &str) -> Vec<OracleRecord> {
-        read_kafka(&self.settings.log, topic)
+        match self.is_embedded() {
+            true => read_embedded(Path::new(&self.settings.log), topic),
+            false => read_kafka(&self.settings.log, topic),
+        }
     }
 
     /// L and D in committed output: each record that was appended has exactly one; O: those of a key come in order.
@@ -492,11 +635,46 @@ impl Crew {
         assert!(lost.is_empty(), "{} lost: {lost:?}", lost.len());
     }
 
+    /// Each process that was killed at work had a record in hand, which another process did again if it is to be done at least
+    /// once, and nobody did if it is to be done at most once. Without that, kills prove nothing.
+    pub fn assert_kills_told(&self, kills: usize) {
+        assert!(
+            self.killed_at_work.len() >= kills,
+            "{} of {kills} kills hit a handler at work",
+            self.killed_at_work.len()
+        );
+        let lines = self.ledger();
+        let with = |what: &str| -> HashSet<(u32, u64)> {
+            let lines = lines.iter().filter(|line| line.what == what);
+            lines.map(|line| (line.pid, line.number)).collect()
+        };
+        let (calls, done) = (with("call"), with("done"));
+        let mut callers: HashMap<u64, usize> = HashMap::new();
+        for (_, number) in &calls {
+            *callers.entry(*number).or_default() += 1;
+        }
+        for pid in &self.killed_at_work {
+            let mut cut_off = calls.difference(&done).filter(|(by, _)| by == pid);
+            let told = cut_off.any(|(_, number)| match self.settings.guarantee {
+                Guarantee::AtMostOnce => callers[number] == 1,
+                Guarantee::AtLeastOnce | Guarantee::ExactlyOnce => callers[number] > 1,
+            });
+            assert!(told, "nothing came of the kill of {pid}");
+        }
+    }
+
     /// Nothing was handled twice, and nothing came out of order.
     pub fn assert_at_most_once(&self) {
         let mut seen = HashSet::new();
-        for line in self.ledger().iter().filter(|line| line.what == "call") {
+        let mut last: HashMap<&str, u64> = HashMap::new();
+        let lines = self.ledger();
+        for line in lines.iter().filter(|line| line.what == "call") {
             assert!(seen.insert(line.number), "handled twice: {line:?}");
+            if self.settings.order != Order::Unordered
+                && let Some(before) = last.insert(&line.key, line.number)
+            {
+                assert!(before < line.number, "{before} was handled before {line:?}");
+            }
         }
     }
 
@@ -533,23 +711,46 @@ impl Crew {
     }
 }
 
+impl Drop for Crew {
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("BARNABAS_TEST_KEEP").is_some() {
+            self.folder.disable_cleanup(true);
+            eprintln!("ledger and outputs are in {}", self.folder.path().display());
+        }
+    }
+}
+
 /// Each number below `count` stands in the output once, and those of a key are in order.
 ///
 /// # Panics
 /// If not.
 pub fn assert_each_once(count: u64, output: &[OracleRecord]) {
-    let mut times: BTreeMap<u64, Vec<String>> = (0..count).map(|number| (number, Vec::new())).collect();
     let mut last: HashMap<String, u64> = HashMap::new();
     for record in output {
-        let number: u64 = String::from_utf8_lossy(&record.value).parse().expect("a number");
-        let place = format!("{}-{} by {}", record.partition, record.offset, record.header("worker"));
-        times.entry(number).or_default().push(place);
+        let number = record.number();
         if let Some(before) = last.insert(record.key_text(), number) {
             assert!(
                 before <= number,
                 "{number} of key {} is behind {before}",
                 record.key_text()
             );
+        }
+    }
+    assert_once(0..count, output);
+}
+
+/// Each of the numbers stands in the output once, and no other does, in whatever order.
+///
+/// # Panics
+/// If not.
+pub fn assert_once(numbers: impl IntoIterator<Item = u64>, output: &[OracleRecord]) {
+    let mut times: BTreeMap<u64, Vec<String>> = numbers.into_iter().map(|number| (number, Vec::new())).collect();
+    let count = times.len();
+    for record in output {
+        let place = format!("{}-{} by {}", record.partition, record.offset, record.header("worker"));
+        match times.get_mut(&record.number()) {
+            Some(places) => places.push(place),
+            None => panic!("{} is at {place}", record.number()),
         }
     }
     let wrong: Vec<_> = times.iter().filter(|(_, places)| places.len() != 1).collect();

@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::kafka::KafkaNode;
@@ -44,6 +47,45 @@ impl SqliteLock {
                 }
                 Err(error) => panic!("{}: {error}", file.display()),
             }
+        }
+    }
+}
+
+/// A topic of Kafka that refuses all records: each is too large for it.
+#[derive(Debug)]
+pub struct TopicRefused {
+    brokers: String,
+    topic: String,
+}
+
+impl TopicRefused {
+    /// The topic takes nothing from now on.
+    ///
+    /// # Panics
+    /// If the brokers do not do it; so for the other.
+    pub async fn new(brokers: &str, topic: &str) -> Self {
+        let refused = Self {
+            brokers: brokers.to_owned(),
+            topic: topic.to_owned(),
+        };
+        refused.take_records_of("1").await;
+        refused
+    }
+
+    /// It takes records again.
+    pub async fn accept(self) {
+        self.take_records_of("1048588").await;
+    }
+
+    async fn take_records_of(&self, bytes: &str) {
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            .create()
+            .expect("a client");
+        let config = AlterConfig::new(ResourceSpecifier::Topic(&self.topic)).set("max.message.bytes", bytes);
+        let altered = admin.alter_configs([&config], &AdminOptions::new()).await;
+        for topic in altered.expect("Kafka answers") {
+            topic.expect("the topic is altered");
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -74,19 +74,39 @@ impl KafkaNode {
     pub fn start() -> Self {
         let [broker_port, controller_port] = free_ports();
         let voters = format!("1@127.0.0.1:{controller_port}");
-        let node = Self::make(1, broker_port, controller_port, &voters, 1);
+        let node = Self::make(1, broker_port, controller_port, &voters, 1, None);
         wait_for_brokers(node.brokers(), 1);
         node
     }
 
-    fn make(id: usize, broker_port: u16, controller_port: u16, voters: &str, nodes: usize) -> Self {
+    /// Like [`KafkaNode::start`], for clients that go through a proxy: who asks at `proxied` for the brokers is told that there is one at
+    /// `advertised`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start_behind(proxied: SocketAddr, advertised: SocketAddr) -> Self {
+        let [broker_port, controller_port] = free_ports();
+        let voters = format!("1@127.0.0.1:{controller_port}");
+        let node = Self::make(1, broker_port, controller_port, &voters, 1, Some((proxied, advertised)));
+        wait_for_brokers(node.brokers(), 1);
+        node
+    }
+
+    fn make(
+        id: usize,
+        broker_port: u16,
+        controller_port: u16,
+        voters: &str,
+        nodes: usize,
+        behind: Option<(SocketAddr, SocketAddr)>,
+    ) -> Self {
         let data_dir = tempfile::Builder::new()
             .prefix("barnabas-kafka-")
             .tempdir()
             .expect("a temporary folder for Kafka's data");
         fs::write(
             data_dir.path().join("server.properties"),
-            properties(data_dir.path(), id, broker_port, controller_port, voters, nodes),
+            properties(data_dir.path(), id, broker_port, controller_port, voters, nodes, behind),
         )
         .expect("Kafka's properties are written");
         let node = Self {
@@ -237,7 +257,7 @@ impl KafkaCluster {
             .collect();
         let voters = voters.join(",");
         let nodes = (0..3)
-            .map(|i| KafkaNode::make(i + 1, ports[i], ports[3 + i], &voters, 3))
+            .map(|i| KafkaNode::make(i + 1, ports[i], ports[3 + i], &voters, 3, None))
             .collect();
         let cluster = Self { nodes };
         for node in &cluster.nodes {
@@ -260,7 +280,12 @@ fn properties(
     controller_port: u16,
     voters: &str,
     nodes: usize,
+    behind: Option<(SocketAddr, SocketAddr)>,
 ) -> String {
+    let (listener, advertised) = match behind {
+        Some((listener, advertised)) => (format!(",PROXIED://{listener}"), format!(",PROXIED://{advertised}")),
+        None => Default::default(),
+    };
     let replication = nodes;
     let min_in_sync = if nodes > 1 { 2 } else { 1 };
     let log_dir = data_dir.join("log");
@@ -269,10 +294,10 @@ fn properties(
         "process.roles=broker,controller
 node.id={id}
 controller.quorum.voters={voters}
-listeners=PLAINTEXT://127.0.0.1:{broker_port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{broker_port}
+listeners=PLAINTEXT://127.0.0.1:{broker_port},CONTROLLER://127.0.0.1:{controller_port}{listener}
+advertised.listeners=PLAINTEXT://127.0.0.1:{broker_port}{advertised}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
 log.dirs={log_dir}
 default.replication.factor={replication}
 min.insync.replicas={min_in_sync}
@@ -299,7 +324,7 @@ log.segment.delete.delay.ms=500
 
 /// Free ports below the range from which the system takes those of outgoing connections, so that a broker that is down for a
 /// while finds its own free again.
-pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
+pub fn free_ports<const N: usize>() -> [u16; N] {
     // Held together until all are found, so that they differ.
     let listeners: [TcpListener; N] = std::array::from_fn(|_| {
         loop {

@@ -1,5 +1,6 @@
 //! What the end to end tests share.
 
+pub mod ack_cutter;
 pub mod conformance;
 pub mod consumer;
 pub mod fault;

@@ -1,5 +1,5 @@
 //! Runs one consumer as its argument says, a [`WorkerSettings`] in JSON, until SIGTERM, and adds a line to its ledger for each call
-//! of the handler and each completion. The ledger is the tests' own: nothing in it comes from the library's counters.
+//! of the handler, each failure and each completion. The ledger is the tests' own: nothing in it comes from the library's counters.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -61,16 +61,22 @@ impl Handler for Worker {
             let wait = rand::random_range(0..=self.settings.work_max_us);
             tokio::time::sleep(Duration::from_micros(wait)).await;
         }
-        match self
+        let fault = self
             .settings
-            .fault(context.partition().partition, number, context.attempt())
-        {
+            .fault(context.partition().partition, number, context.attempt());
+        match fault {
             None => {}
+            Some(FaultKind::Hang) => std::future::pending().await,
+            Some(FaultKind::Abort) => std::process::abort(),
+            Some(FaultKind::Fail | FaultKind::Hopeless | FaultKind::Panic) => {
+                self.note("failed", context, record, number);
+            }
+        }
+        match fault {
             Some(FaultKind::Fail) => return Err(HandlerError::retriable("told to fail")),
             Some(FaultKind::Hopeless) => return Err(HandlerError::non_retriable("told to fail for good")),
             Some(FaultKind::Panic) => panic!("told to panic"),
-            Some(FaultKind::Hang) => std::future::pending().await,
-            Some(FaultKind::Abort) => std::process::abort(),
+            _ => {}
         }
         self.note("done", context, record, number);
         Ok(())

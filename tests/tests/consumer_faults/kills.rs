@@ -9,30 +9,31 @@ use rand::RngExt as _;
 use super::{kills, seeded};
 
 const SLOTS: [&str; 3] = ["a", "b", "c"];
+const KEYS: u64 = 60;
 
-/// A crew of three whose members are killed in mid-work and started again in their slots, then left to finish.
+/// A crew of three whose members are killed with handlers at work and started again in their slots, then left to finish.
 async fn crew_after_kills(test: &str, change: impl FnOnce(&mut WorkerSettings)) -> Crew {
     let mut random = seeded(test);
     let mut crew = Crew::new(&brokers(), 6, |settings| {
-        settings.work_max_us = 4000;
+        settings.work_max_us = 20_000;
+        settings.session_timeout_ms = 1000;
         change(settings);
     })
     .await;
-    crew.append(500, 60).await;
     for slot in SLOTS {
         crew.start(slot);
     }
-    crew.until("work has begun", SOON, |crew| crew.count("call") > 20).await;
     for _ in 0..kills() {
-        crew.append(100, 60).await;
-        let pause = Duration::from_millis(random.random_range(50..900));
+        crew.top_up(KEYS).await;
+        let pause = Duration::from_millis(random.random_range(0..1200));
         tokio::time::sleep(pause).await;
         crew.restart_crashed();
         let slot = SLOTS[random.random_range(0..SLOTS.len())];
-        crew.kill(slot);
+        crew.kill_at_work(slot, KEYS).await;
         crew.start(slot);
     }
     crew.caught_up().await;
+    crew.assert_kills_told(usize::try_from(kills()).expect("a small number"));
     crew
 }
 

@@ -1,8 +1,10 @@
 //! Consumers as separate processes on a real Kafka, killed, paused and cut off: what the log and the ledgers of their handlers say
 //! afterwards.
 //!
-//! Seeds are printed; `BARNABAS_TEST_SEED` runs one again. `BARNABAS_TEST_KILLS` sets how often the tests of random kills kill.
+//! Seeds are printed; `BARNABAS_TEST_SEED` runs one again. `BARNABAS_TEST_KILLS` sets how often the tests of random kills kill,
+//! `BARNABAS_TEST_CUTS` how many answers are cut off, `BARNABAS_TEST_RETRIED` how many records are retried in one.
 
+mod embedded;
 mod kills;
 mod pauses;
 mod retries;

@@ -1,7 +1,18 @@
 //! Failing handlers whose processes are killed too.
 
-use barnabas_tests::consumer::{At, Crew, Fault, FaultKind, Guarantee, Order, Retry, SOON, assert_each_once};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use barnabas_tests::consumer::{
+    At, Crew, Fault, FaultKind, Guarantee, Line, Order, Retry, SOON, assert_each_once, assert_once,
+};
+use barnabas_tests::fault::TopicRefused;
+use barnabas_tests::http::post;
 use barnabas_tests::kafka::brokers;
+use barnabas_tests::site::Site;
+use hyper::StatusCode;
+
+use super::setting;
 
 fn fault(at: At, attempts: u32, kind: FaultKind) -> Fault {
     Fault {
@@ -54,13 +65,188 @@ async fn kafka_a_hop_to_a_retry_topic_and_its_offset_are_one_transaction_under_k
     );
     // Across a retry topic there is no order.
     ends.extend(letters);
-    ends.sort_by_key(|record| String::from_utf8_lossy(&record.value).parse::<u64>().expect("a number"));
-    assert_each_once(crew.appended(), &ends);
-    for line in crew.ledger() {
+    assert_once(0..crew.appended(), &ends);
+    for line in crew.ledger().iter() {
         let waits = [0, 300, 600][line.attempt as usize - 1];
         let waited = line.at_ms - line.timestamp_ms;
         assert!(waited >= waits, "{waited} ms are too early: {line:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_none_of_many_retried_records_comes_early_over_restarts() {
+    const DELAY_MS: u64 = 1500;
+    let records = setting("BARNABAS_TEST_RETRIED").unwrap_or(10_000);
+    let mut crew = Crew::new(&brokers(), 4, |settings| {
+        settings.retry = Retry::NonBlocking(vec![DELAY_MS]);
+        settings.order = Order::Unordered;
+        settings.pool = 32;
+        settings.session_timeout_ms = 1000;
+        settings.faults = vec![fault(At::All, 1, FaultKind::Fail)];
+    })
+    .await;
+    crew.append(records, 1000).await;
+    for slot in ["a", "b"] {
+        crew.start(slot);
+    }
+    let again = |crew: &Crew| crew.ledger().iter().filter(|line| line.attempt == 2).count();
+    for (slot, part) in [("a", 10), ("b", 3)] {
+        let some = usize::try_from(records / part).expect("a small number");
+        crew.until("some are tried again", SOON, |crew| again(crew) > some)
+            .await;
+        crew.kill(slot);
+        crew.start(slot);
+    }
+    crew.until("all are done", SOON, |crew| {
+        crew.read(crew.output()).len() as u64 >= records
+    })
+    .await;
+    crew.stop_all();
+    assert_once(0..records, &crew.read(crew.output()));
+    let ledger = crew.ledger();
+    let retried = ledger.iter().filter(|line| line.attempt == 2);
+    let early = retried.filter(|line| line.at_ms - line.timestamp_ms < i64::try_from(DELAY_MS).expect("small"));
+    assert_eq!(early.collect::<Vec<_>>(), Vec::<&Line>::new());
+}
+
+/// A record whose dead letter is refused is not done, whoever owns its partition.
+async fn dead_letters_are_refused_for_a_while(guarantee: Guarantee) {
+    let mut crew = Crew::new(&brokers(), 2, |settings| {
+        settings.guarantee = guarantee;
+        settings.session_timeout_ms = 1000;
+        settings.faults = vec![fault(At::Every(50), u32::MAX, FaultKind::Hopeless)];
+        if guarantee != Guarantee::ExactlyOnce {
+            settings.output = None;
+        }
+    })
+    .await;
+    let dead = format!("{}.{}.dlt", crew.input(), crew.settings.group);
+    let refused = TopicRefused::new(&brokers(), &dead).await;
+    crew.append(200, 20).await;
+    let attempts_at_first = |crew: &Crew| {
+        let lines = crew.ledger();
+        lines
+            .iter()
+            .filter(|line| line.what == "failed" && line.number == 0)
+            .count()
+    };
+    for (slot, attempts) in [("a", 1), ("b", 2), ("a", 3)] {
+        crew.start(slot);
+        crew.until("it fails", SOON, |crew| {
+            // One that cannot commit its transaction ends, and is started again as a service is.
+            crew.restart_crashed();
+            attempts_at_first(crew) >= attempts
+        })
+        .await;
+        crew.assert_offsets(std::slice::from_ref(&dead));
+        crew.kill(slot);
+    }
+    assert_eq!(crew.read(&dead).len(), 0);
+    let others = crew.committed();
+    crew.start("a");
+    crew.start("b");
+    refused.accept().await;
+    let ends = crew.ends();
+    crew.until("all is committed", SOON, |crew| {
+        crew.restart_crashed();
+        crew.committed()
+            .iter()
+            .zip(&ends)
+            .all(|((offset, _), end)| offset >= end)
+    })
+    .await;
+    crew.restart_crashed();
+    crew.stop_all();
+    assert_ne!(crew.committed(), others);
+    crew.assert_offsets(std::slice::from_ref(&dead));
+    let mut letters: Vec<String> = crew
+        .read(&dead)
+        .iter()
+        .map(|letter| String::from_utf8_lossy(&letter.value).into_owned())
+        .collect();
+    letters.sort();
+    if guarantee != Guarantee::ExactlyOnce {
+        letters.dedup();
+    }
+    assert_eq!(letters, ["0", "100", "150", "50"]);
+    match guarantee {
+        Guarantee::ExactlyOnce => assert_eq!(crew.read(crew.output()).len(), 196),
+        Guarantee::AtLeastOnce | Guarantee::AtMostOnce => assert_eq!(crew.count("done"), 196),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_while_dead_letters_are_refused_no_offset_passes_them() {
+    dead_letters_are_refused_for_a_while(Guarantee::AtLeastOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_while_dead_letters_are_refused_no_transaction_passes_them() {
+    dead_letters_are_refused_for_a_while(Guarantee::ExactlyOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_a_redrive_whose_gateway_is_killed_brings_each_dead_letter_back_once() {
+    const LETTERS: u64 = 5000;
+    let mut crew = Crew::new(&brokers(), 4, |settings| {
+        settings.order = Order::Unordered;
+        settings.pool = 32;
+    })
+    .await;
+    let mended = crew.folder().join("mended");
+    crew.settings.faults = vec![Fault {
+        until: Some(mended.clone()),
+        ..fault(At::All, u32::MAX, FaultKind::Hopeless)
+    }];
+    crew.append(LETTERS, 500).await;
+    crew.start("a");
+    crew.caught_up().await;
+    let dead = format!("{}.{}.dlt", crew.input(), crew.settings.group);
+    let redriven = format!("{}.{}.redrive", crew.input(), crew.settings.group);
+    assert_eq!(crew.read(&dead).len() as u64, LETTERS);
+    std::fs::write(&mended, "").expect("written");
+    let site = Site::on_kafka(brokers());
+    let mut gateway = tokio::task::block_in_place(|| site.gateway("gateway"));
+    let path = format!("/v1/admin/dead-letters/{dead}/redrive");
+    let redrive = |to: SocketAddr| {
+        let path = path.clone();
+        async move { post(to, &path, "application/json", r#"{"filter":""}"#).await }
+    };
+    let first = tokio::spawn(redrive(gateway.address()));
+    let deadline = Instant::now() + SOON;
+    let before = loop {
+        // It does nothing while somebody looks.
+        gateway.process().pause();
+        let redriven = crew.read(&redriven).len() as u64;
+        if redriven > 0 {
+            break redriven;
+        }
+        gateway.process().resume();
+        assert!(Instant::now() < deadline, "nothing is redriven");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(before < LETTERS, "all was redriven before the kill");
+    gateway.kill();
+    assert!(
+        first.await.expect("no panic").is_err(),
+        "it was killed before it answered"
+    );
+    tokio::task::block_in_place(|| gateway.start());
+    let answer = redrive(gateway.address()).await.expect("an answer");
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    let rest = answer.json()["records"].as_u64().expect("a number");
+    assert!(
+        rest > 0 && rest + before <= LETTERS,
+        "{before} and {rest} were redriven"
+    );
+    crew.until("all are done", SOON, |crew| {
+        crew.read(crew.output()).len() as u64 >= LETTERS
+    })
+    .await;
+    crew.stop_all();
+    assert_eq!(crew.read(&redriven).len() as u64, LETTERS);
+    // A redrive gives order up.
+    assert_once(0..LETTERS, &crew.read(crew.output()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,7 +298,9 @@ async fn kafka_a_partition_that_stands_still_past_the_poll_interval_leaves_its_g
     crew.append(100, 40).await;
     let of = |crew: &Crew, is_blocked: bool| {
         let lines = crew.ledger();
-        let of = lines.iter().filter(|line| (line.partition == 0) == is_blocked);
+        let of = lines
+            .iter()
+            .filter(|line| line.what != "failed" && (line.partition == 0) == is_blocked);
         of.cloned().collect::<Vec<_>>()
     };
     // Attempts 200 ms apart: more than twice the poll interval.
@@ -145,7 +333,7 @@ async fn kafka_a_partition_that_stands_still_past_the_poll_interval_leaves_its_g
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kafka_errors_panics_and_hangs_are_each_a_dead_letter_and_no_offset_runs_ahead() {
+async fn kafka_errors_panics_hangs_and_what_cannot_be_read_are_each_a_dead_letter_and_no_offset_runs_ahead() {
     let mut crew = Crew::new(&brokers(), 2, |settings| {
         settings.handler_timeout_ms = Some(300);
         settings.session_timeout_ms = 1000;
@@ -157,7 +345,9 @@ async fn kafka_errors_panics_and_hangs_are_each_a_dead_letter_and_no_offset_runs
         ];
     })
     .await;
-    crew.append(100, 10).await;
+    crew.append(50, 10).await;
+    crew.append_unreadable("fifty").await;
+    crew.append(50, 10).await;
     crew.start("a");
     crew.caught_up().await;
     crew.stop_all();
@@ -175,6 +365,15 @@ async fn kafka_errors_panics_and_hangs_are_each_a_dead_letter_and_no_offset_runs
         })
         .collect();
     kinds.sort();
-    assert_eq!(kinds, ["10 timeout", "20 panic", "30 non-retriable", "40 retriable"]);
+    assert_eq!(
+        kinds,
+        [
+            "10 timeout",
+            "20 panic",
+            "30 non-retriable",
+            "40 retriable",
+            "fifty non-retriable"
+        ]
+    );
     assert_eq!(crew.read(crew.output()).len(), 96);
 }
