@@ -1,29 +1,40 @@
-//! Works on consumers for as long as it is told, with kills, pauses, brokers cut off, and members that come and go, and checks at the
-//! end that nothing was lost, doubled, or out of order, and that no offset ran ahead.
+//! Works on consumers for as long as it is told, with kills, pauses, brokers cut off, members that come and go, and operators who act
+//! on what stands still, and checks at the end that nothing was lost, doubled, or out of order, that no offset ran ahead, and that
+//! a group which stood still all the time held no other up.
 //!
 //! ```text
 //! cargo run -p barnabas-tests --bin soak -- --minutes 10 --seed 7
 //! ```
 //! It prints its seed and a verdict. Exit status 0: all is well; 64: not understood; anything else: it is not.
 
+mod operator;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use barnabas_tests::consumer::{At, Crew, Fault, FaultKind, Guarantee, Order, Retry};
+use barnabas_tests::consumer::{At, Crew, Fault, FaultKind, Guarantee, Order, Retry, SOON, assert_once};
 use barnabas_tests::kafka::KafkaNode;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-const SLOTS: [&str; 3] = ["a", "b", "c"];
+use self::operator::Operator;
+
+const SLOTS: [&str; 2] = ["a", "b"];
 const PARTITIONS: i32 = 6;
 const KEYS: u64 = 200;
 /// Records for each crew in one step.
-const STEP_RECORDS: u64 = 100;
+const STEP_RECORDS: u64 = 60;
+/// One of so many records fails a few times.
+const FAILS: u64 = 23;
+/// One of so many records fails until an operator has looked at it.
+const STANDS_STILL: u64 = 97;
+/// One of so many records becomes a dead letter at once.
+const HOPELESS: u64 = 115;
 
-/// What is done to a crew in one step. What operators do has its place here too.
+/// What is done to a crew in one step.
 #[derive(Clone, Copy, Debug)]
 enum Trouble {
-    /// SIGKILL, and a new process in the same slot.
+    /// SIGKILL with handlers at work, and a new process in the same slot.
     Kill,
     /// SIGSTOP for longer than the session.
     PauseLong,
@@ -46,6 +57,27 @@ fn trouble(random: &mut StdRng) -> Trouble {
         18 => Trouble::BrokerPause,
         _ => Trouble::BrokerKill,
     }
+}
+
+/// What a crew is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Handlers succeed.
+    Plain,
+    /// Some fail a few times, and are tried again in their places.
+    Blocking,
+    /// Some fail a few times, and are tried again by way of retry topics; some become dead letters.
+    NonBlocking,
+    /// Some fail until an operator has looked.
+    Operated,
+    /// All fail until the end.
+    StandingStill,
+}
+
+struct Member {
+    role: Role,
+    crew: Crew,
+    kills: usize,
 }
 
 fn arguments() -> Option<(u64, u64)> {
@@ -75,109 +107,200 @@ async fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-async fn crews(brokers: &str) -> Vec<Crew> {
-    let mut crews = Vec::new();
-    let retried = Fault {
-        at: At::Every(23),
-        attempts: 2,
+async fn members(brokers: &str) -> Vec<Member> {
+    let fault = |at, attempts, kind| Fault {
+        at,
+        attempts,
         until: None,
-        kind: FaultKind::Fail,
+        kind,
     };
-    for (guarantee, order, retry) in [
-        (Guarantee::ExactlyOnce, Order::Partition, Retry::None),
-        (Guarantee::ExactlyOnce, Order::Key, Retry::Blocking(50)),
-        (Guarantee::AtLeastOnce, Order::Key, Retry::Blocking(50)),
-        (Guarantee::AtMostOnce, Order::Partition, Retry::None),
+    let mut members: Vec<Member> = Vec::new();
+    for (role, guarantee, order) in [
+        (Role::Plain, Guarantee::ExactlyOnce, Order::Partition),
+        (Role::Plain, Guarantee::AtMostOnce, Order::Partition),
+        (Role::Blocking, Guarantee::ExactlyOnce, Order::Key),
+        (Role::Blocking, Guarantee::AtLeastOnce, Order::Key),
+        (Role::NonBlocking, Guarantee::ExactlyOnce, Order::Key),
+        (Role::Operated, Guarantee::ExactlyOnce, Order::Key),
+        (Role::StandingStill, Guarantee::AtLeastOnce, Order::Partition),
     ] {
+        // Who stands still does so beside the first.
+        let beside = members.first().map(|member| member.crew.input().to_owned());
         let crew = Crew::new(brokers, PARTITIONS, |settings| {
-            if let Retry::Blocking(_) = retry {
-                settings.faults = vec![retried.clone()];
-            }
             settings.guarantee = guarantee;
             settings.order = order;
-            settings.retry = retry;
-            settings.work_max_us = 3000;
+            settings.work_max_us = 15_000;
             if guarantee != Guarantee::ExactlyOnce {
                 settings.output = None;
             }
+            (settings.retry, settings.faults) = match role {
+                Role::Plain => (Retry::None, Vec::new()),
+                Role::Blocking => (Retry::Blocking(50), vec![fault(At::Every(FAILS), 2, FaultKind::Fail)]),
+                Role::NonBlocking => (
+                    Retry::NonBlocking(vec![200, 500]),
+                    vec![
+                        fault(At::Every(HOPELESS), u32::MAX, FaultKind::Hopeless),
+                        fault(At::Every(FAILS), 2, FaultKind::Fail),
+                    ],
+                ),
+                Role::Operated => (
+                    Retry::Blocking(500),
+                    vec![fault(At::Every(STANDS_STILL), u32::MAX, FaultKind::Fail)],
+                ),
+                Role::StandingStill => {
+                    settings.topics = beside.into_iter().collect();
+                    (Retry::Blocking(500), vec![fault(At::All, u32::MAX, FaultKind::Fail)])
+                }
+            };
         });
-        crews.push(crew.await);
+        let mut crew = crew.await;
+        if role == Role::StandingStill {
+            crew.settings.faults[0].until = Some(crew.folder().join("well"));
+        }
+        for slot in SLOTS {
+            crew.start(slot);
+        }
+        members.push(Member { role, crew, kills: 0 });
     }
-    crews
+    members
 }
 
 async fn soak(time: Duration, seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
     let node = KafkaNode::start();
-    let mut crews = crews(node.brokers()).await;
-    for crew in &mut crews {
-        for slot in SLOTS {
-            crew.start(slot);
-        }
-    }
+    let mut members = members(node.brokers()).await;
+    let operated = members.iter().find(|member| member.role == Role::Operated);
+    let mut operator = Operator::new(&operated.expect("one is operated").crew, random.random());
     let until = Instant::now() + time;
     let mut steps = 0;
     while Instant::now() < until {
         steps += 1;
-        for crew in &mut crews {
-            crew.append(STEP_RECORDS, KEYS).await;
+        for member in &mut members {
+            if member.role != Role::StandingStill {
+                member.crew.append(STEP_RECORDS, KEYS).await;
+            }
         }
         tokio::time::sleep(Duration::from_millis(random.random_range(100..1500))).await;
-        let at = random.random_range(0..crews.len());
+        let at = random.random_range(0..members.len());
         let slot = SLOTS[random.random_range(0..SLOTS.len())];
         let trouble = trouble(&mut random);
         println!("step {steps}: {trouble:?} {at} {slot}");
-        let crew = &mut crews[at];
-        match trouble {
-            Trouble::Kill => {
-                crew.kill(slot);
-                crew.start(slot);
-            }
-            Trouble::PauseLong | Trouble::PauseShort => {
-                crew.worker(slot).pause();
-                let ms = if let Trouble::PauseLong = trouble {
-                    3000..5000
-                } else {
-                    50..1000
-                };
-                tokio::time::sleep(Duration::from_millis(random.random_range(ms))).await;
-                crew.worker(slot).resume();
-            }
-            Trouble::Restart => {
-                crew.stop(slot);
-                crew.start(slot);
-            }
-            Trouble::BrokerPause => {
-                node.pause();
-                tokio::time::sleep(Duration::from_millis(random.random_range(500..6000))).await;
-                node.resume();
-            }
-            Trouble::BrokerKill => {
-                node.kill();
-                tokio::time::sleep(Duration::from_millis(random.random_range(0..3000))).await;
-                node.restart();
-            }
-        }
-        for (at, crew) in crews.iter_mut().enumerate() {
-            let crashed = crew.restart_crashed();
+        // What the operator does meets what happens to the crew.
+        let (_, acted) = tokio::join!(
+            make_trouble(trouble, &mut members[at], slot, &node, &mut random),
+            operator.act()
+        );
+        println!("step {steps}: an operator was answered {acted} times");
+        for (at, member) in members.iter_mut().enumerate() {
+            let crashed = member.crew.restart_crashed();
             if crashed > 0 {
                 println!("step {steps}: {crashed} of {at} ended by themselves");
             }
         }
     }
-    for crew in &mut crews {
-        crew.caught_up().await;
-        crew.assert_offsets(&[]);
-        crew.stop_all();
-        match crew.settings.guarantee {
-            Guarantee::ExactlyOnce => crew.assert_exactly_once(),
-            Guarantee::AtLeastOnce => crew.assert_at_least_once(),
-            Guarantee::AtMostOnce => crew.assert_at_most_once(),
+    finish(members, operator).await;
+}
+
+async fn make_trouble(trouble: Trouble, member: &mut Member, slot: &str, node: &KafkaNode, random: &mut StdRng) {
+    let crew = &mut member.crew;
+    let mut wait = |ms| tokio::time::sleep(Duration::from_millis(random.random_range(ms)));
+    match trouble {
+        Trouble::Kill => {
+            if member.role == Role::StandingStill {
+                crew.kill(slot);
+            } else {
+                crew.kill_at_work(slot, KEYS).await;
+                member.kills += 1;
+            }
+            crew.start(slot);
         }
-        let (records, calls) = (crew.appended(), crew.ledger().len());
-        println!(
-            "{:?} {:?}: {records} records, {calls} lines",
-            crew.settings.guarantee, crew.settings.order
-        );
+        Trouble::PauseLong => {
+            crew.worker(slot).pause();
+            wait(3000..5000).await;
+            crew.worker(slot).resume();
+        }
+        Trouble::PauseShort => {
+            crew.worker(slot).pause();
+            wait(50..1000).await;
+            crew.worker(slot).resume();
+        }
+        Trouble::Restart => {
+            tokio::task::block_in_place(|| crew.stop(slot));
+            crew.start(slot);
+        }
+        Trouble::BrokerPause => {
+            node.pause();
+            wait(500..6000).await;
+            node.resume();
+        }
+        Trouble::BrokerKill => {
+            tokio::task::block_in_place(|| node.kill());
+            wait(0..3000).await;
+            tokio::task::block_in_place(|| node.restart());
+        }
     }
+}
+
+/// Lets all get to their ends, and judges.
+async fn finish(mut members: Vec<Member>, mut operator: Operator) {
+    // A: who stands still is the last.
+    for member in &mut members {
+        let Member { role, crew, kills } = member;
+        println!(
+            "{role:?} {:?} {:?}: {} records, {} lines",
+            crew.settings.guarantee,
+            crew.settings.order,
+            crew.appended(),
+            crew.ledger().len()
+        );
+        if *role == Role::Operated {
+            operator.end(crew).await;
+        }
+        if *role == Role::StandingStill {
+            break;
+        }
+        crew.caught_up().await;
+        crew.assert_kills_told(*kills);
+        let letters = format!("{}.{}.dlt", crew.input(), crew.settings.group);
+        match (*role, crew.settings.guarantee) {
+            (Role::Operated, _) => operator.judge(crew, STANDS_STILL),
+            (Role::NonBlocking, _) => {
+                let records = crew.appended();
+                crew.until("each has an end", SOON, |crew| {
+                    let ends = crew.read(crew.output()).len() + crew.read(&letters).len();
+                    ends as u64 >= records
+                })
+                .await;
+                crew.stop_all();
+                let (letters, output) = (crew.read(&letters), crew.read(crew.output()));
+                let (hopeless, others) = (0..records).partition::<Vec<_>, _>(|number| number.is_multiple_of(HOPELESS));
+                assert_once(hopeless, &letters);
+                assert_once(others, &output);
+            }
+            (_, Guarantee::ExactlyOnce) => {
+                crew.assert_offsets(&[]);
+                crew.stop_all();
+                crew.assert_exactly_once();
+            }
+            (_, Guarantee::AtLeastOnce) => {
+                crew.assert_offsets(&[]);
+                crew.stop_all();
+                crew.assert_at_least_once();
+            }
+            (_, Guarantee::AtMostOnce) => {
+                crew.stop_all();
+                crew.assert_at_most_once();
+            }
+        }
+    }
+    let beside = members[0].crew.appended();
+    let standing = members.last_mut().expect("there are members");
+    let crew = &mut standing.crew;
+    assert_eq!(crew.count("done"), 0, "it stood still");
+    crew.note_appended(beside);
+    std::fs::write(crew.folder().join("well"), "").expect("written");
+    crew.caught_up().await;
+    crew.assert_offsets(&[]);
+    crew.stop_all();
+    crew.assert_at_least_once();
 }
