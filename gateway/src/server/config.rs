@@ -201,6 +201,9 @@ pub struct EventsConfig {
     /// Milliseconds within which the log must have acknowledged, else the answer is 503. Default 10000,
     /// `BARNABAS_EVENTS_DEADLINE_MS`.
     pub deadline: Duration,
+    /// Topics to which events may be posted with `POST /v1/topics/{topic}/events`, separated by commas. They must exist. Default
+    /// none, `BARNABAS_EVENTS_TOPICS`.
+    pub topics: Vec<String>,
 }
 
 impl Default for EventsConfig {
@@ -208,6 +211,7 @@ impl Default for EventsConfig {
         Self {
             max_body_bytes: 256 * 1024,
             deadline: Duration::from_secs(10),
+            topics: Vec::new(),
         }
     }
 }
@@ -448,6 +452,7 @@ const SETTINGS: &[Setting] = &[
     Setting { key: "http.shutdown_grace_ms", help: "time for connections to end at shutdown [30000]", read: |c, v| put_duration(v, 1, &mut c.http.shutdown_grace) },
     Setting { key: "events.max_body_bytes", help: "size of a body with events [262144]", read: |c, v| put_positive(v, &mut c.events.max_body_bytes) },
     Setting { key: "events.deadline_ms", help: "time for the log to acknowledge events [10000]", read: |c, v| put_duration(v, 1, &mut c.events.deadline) },
+    Setting { key: "events.topics", help: "topics to which events may be posted, comma separated [none]", read: |c, v| put_topics(v, &mut c.events.topics) },
     Setting { key: "push.backlog_bytes", help: "bytes that wait for one client [1048576]", read: |c, v| put_positive(v, &mut c.push.backlog_bytes) },
     Setting { key: "push.history_bytes", help: "recent events of a partition in memory [4194304]", read: |c, v| put_positive(v, &mut c.push.history_bytes) },
     Setting { key: "push.max_channels", help: "channels of one connection [128]", read: |c, v| put_positive(v, &mut c.push.max_channels) },
@@ -688,6 +693,13 @@ impl Config {
                 ),
             ));
         }
+        let own = format!("{}.", self.topics.prefix);
+        if let Some(topic) = self.events.topics.iter().find(|topic| topic.starts_with(&own)) {
+            return Err(ConfigError::new(
+                "BARNABAS_EVENTS_TOPICS",
+                format!("{topic} is the gateway's own topic"),
+            ));
+        }
         for (name, job_type) in &self.jobs.types {
             let at = format!("job_types.{name}");
             if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
@@ -832,6 +844,12 @@ fn put_origins(value: &str, into: &mut Vec<String>) -> Result<(), String> {
         }
         into.push(origin.to_ascii_lowercase());
     }
+    Ok(())
+}
+
+fn put_topics(value: &str, into: &mut Vec<String>) -> Result<(), String> {
+    let topics = value.split(',').map(str::trim).filter(|topic| !topic.is_empty());
+    *into = topics.map(str::to_owned).collect();
     Ok(())
 }
 

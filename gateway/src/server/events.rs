@@ -12,6 +12,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use http::{HeaderMap, StatusCode};
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
@@ -97,7 +98,7 @@ pub(super) async fn publish_one(app: &App, channel: &str, event: PlainEvent) -> 
 }
 
 /// Appends records in their order, and says where the last stands.
-async fn append_all(app: &App, records: Vec<ProducerRecord>) -> Result<Appended, Error> {
+pub(super) async fn append_all(app: &App, records: Vec<ProducerRecord>) -> Result<Appended, Error> {
     let mut deliveries = Vec::with_capacity(records.len());
     for record in records {
         deliveries.push(app.producer.send(record).await.map_err(refuse_too_large)?);
@@ -122,7 +123,7 @@ fn refuse_too_large(error: log::Error) -> Error {
 
 /// How events are written in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Encoding {
+pub(super) enum Encoding {
     Plain,
     CloudEvent,
     CloudEventBatch,
@@ -130,7 +131,7 @@ enum Encoding {
 }
 
 impl Encoding {
-    fn of(headers: &HeaderMap) -> Result<Self, Error> {
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Error> {
         let (media_type, charset) = media_type(headers);
         let is_json = media_type == "application/json" || media_type.ends_with("+json");
         let encoding = match media_type.as_str() {
@@ -164,23 +165,29 @@ impl Encoding {
         headers: &HeaderMap,
         body: &[u8],
     ) -> Result<Vec<ProducerRecord>, Error> {
+        if self == Self::Plain {
+            let events = one_or_several(body)?.into_iter();
+            return events.map(|event| plain_record(topic, channel, event)).collect();
+        }
+        let events = self.cloud_events(headers, body)?.into_iter();
+        Ok(events
+            .map(|event| event.into_record(topic).key(channel.to_owned()))
+            .collect())
+    }
+
+    /// The events of a body that is not plain.
+    pub(super) fn cloud_events(self, headers: &HeaderMap, body: &[u8]) -> Result<Vec<CloudEvent>, Error> {
         match self {
-            Self::Plain => plain_events(body)?
-                .into_iter()
-                .map(|event| plain_record(topic, channel, event))
-                .collect(),
+            Self::Plain => Ok(Vec::new()),
             Self::CloudEvent => {
                 let event: Structured = serde_json::from_slice(body).map_err(bad_json)?;
-                Ok(vec![CloudEvent::structured(event)?.into_record(topic, channel)])
+                Ok(vec![CloudEvent::structured(event)?])
             }
             Self::CloudEventBatch => {
                 let events: Vec<Structured> = serde_json::from_slice(body).map_err(bad_json)?;
-                events
-                    .into_iter()
-                    .map(|event| Ok(CloudEvent::structured(event)?.into_record(topic, channel)))
-                    .collect()
+                events.into_iter().map(CloudEvent::structured).collect()
             }
-            Self::CloudEventBinary => Ok(vec![CloudEvent::binary(headers, body)?.into_record(topic, channel)]),
+            Self::CloudEventBinary => Ok(vec![CloudEvent::binary(headers, body)?]),
         }
     }
 }
@@ -190,14 +197,15 @@ fn bad_json(error: serde_json::Error) -> Error {
 }
 
 /// One plain event, or an array of them.
-fn plain_events(body: &[u8]) -> Result<Vec<PlainEvent>, Error> {
+pub(super) fn one_or_several<T: DeserializeOwned>(body: &[u8]) -> Result<Vec<T>, Error> {
     if body.trim_ascii_start().starts_with(b"[") {
         return serde_json::from_slice(body).map_err(bad_json);
     }
     Ok(vec![serde_json::from_slice(body).map_err(bad_json)?])
 }
 
-fn plain_record(topic: &str, channel: &str, plain: PlainEvent) -> Result<ProducerRecord, Error> {
+/// The record of a plain event.
+pub(super) fn plain_record(topic: &str, channel: &str, plain: PlainEvent) -> Result<ProducerRecord, Error> {
     check_attribute("type", &plain.event_type)?;
     let mut event = Event::new(channel, plain.event_type);
     if let Some(id) = plain.id {
@@ -212,7 +220,8 @@ fn plain_record(topic: &str, channel: &str, plain: PlainEvent) -> Result<Produce
     Ok(event.into_record(topic))
 }
 
-fn check_attribute(name: &str, value: &str) -> Result<(), Error> {
+/// An attribute's text, such as a type or an id, must be short and on one line.
+pub(super) fn check_attribute(name: &str, value: &str) -> Result<(), Error> {
     if value.is_empty() || value.len() > MAX_ATTRIBUTE_BYTES || value.contains(char::is_control) {
         return Err(Error::bad_request(
             "bad-event",
@@ -226,7 +235,7 @@ fn check_attribute(name: &str, value: &str) -> Result<(), Error> {
 type Structured = BTreeMap<String, Box<RawValue>>;
 
 /// A CloudEvent: its attributes by name, extensions among them, and its data.
-struct CloudEvent {
+pub(super) struct CloudEvent {
     attributes: BTreeMap<String, String>,
     data: Option<Vec<u8>>,
 }
@@ -295,8 +304,14 @@ impl CloudEvent {
         Ok(self)
     }
 
-    fn into_record(self, topic: &str, channel: &str) -> ProducerRecord {
-        let mut record = ProducerRecord::to(topic).key(channel.to_owned());
+    /// An attribute's value.
+    pub(super) fn attribute(&self, name: &str) -> Option<&str> {
+        self.attributes.get(name).map(String::as_str)
+    }
+
+    /// The record that carries it, without a key.
+    pub(super) fn into_record(self, topic: &str) -> ProducerRecord {
+        let mut record = ProducerRecord::to(topic);
         for (name, value) in self.attributes {
             record = record.header(format!("ce_{name}"), value);
         }

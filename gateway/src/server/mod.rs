@@ -23,6 +23,7 @@ mod origin;
 mod outbox;
 pub mod program;
 pub mod token;
+mod topic_events;
 mod trace;
 mod transport;
 
@@ -141,6 +142,10 @@ impl Server {
         let address = listener.local_addr().map_err(listen_error)?;
         let data = DataDir::open(&config.data.dir).map_err(StartError::Data)?;
         make_topics(&config, &log).await?;
+        for topic in &config.events.topics {
+            // Theirs whose events they are: they are not made here.
+            log.describe_topic(topic).await?;
+        }
         let notifications = log.describe_topic(&config.topics.notifications()).await?;
         let producer = log.producer(ProducerSettings::default()).await?;
         let tasks = TaskTracker::new();
@@ -229,6 +234,7 @@ fn router(app: &App) -> Router {
         .merge(admin::routes())
         .merge(health::routes())
         .merge(events::routes())
+        .merge(topic_events::routes())
         .merge(jobs::routes())
         .merge(job_view::routes())
         .merge(transport::routes())

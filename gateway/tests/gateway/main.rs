@@ -7,3 +7,4 @@ mod events;
 mod http;
 mod jobs;
 mod support;
+mod topic_events;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use barnabas::log::{Batch, Log, Record, StartAt};
+use barnabas::log::{Batch, Log, Record, StartAt, TopicSpec};
 use barnabas::server::{Config, Server};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -45,6 +45,11 @@ impl Gateway {
     }
 
     pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_on_topics(&[], change).await
+    }
+
+    /// A gateway on a log that has these topics already.
+    pub async fn start_on_topics(topics: &[TopicSpec], change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut config = Config::for_tests(folder.path());
         config.topics.prefix = format!("test-{}", Uuid::now_v7().simple());
@@ -54,6 +59,8 @@ impl Gateway {
             job_type.topic = format!("{}.{}", config.topics.prefix, job_type.topic);
         }
         let log = config.open_log().await.expect("a log");
+        let plan = log.plan_topics(topics).await.expect("a plan");
+        log.apply_topics(&plan).await.expect("the topics");
         let stopping = CancellationToken::new();
         let server = Server::start(config.clone(), log.clone(), stopping.clone())
             .await

@@ -1,0 +1,119 @@
+//! Posting events to topics.
+
+use barnabas::log::{Record, TopicSpec, partition_for_key};
+use barnabas::server::Server;
+
+use super::support::Gateway;
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+/// A gateway with a topic that is open for posting, and the topic's name.
+async fn gateway_with_topic() -> (Gateway, String) {
+    let topic = format!("orders-{}", uuid::Uuid::now_v7().simple());
+    let open = topic.clone();
+    let spec = TopicSpec::new(&topic, 4);
+    let gateway = Gateway::start_on_topics(&[spec], |config| config.events.topics = vec![open]).await;
+    (gateway, topic)
+}
+
+fn text<'a>(record: &'a Record, header: &str) -> &'a str {
+    record.headers.last_str(header).unwrap_or_else(|| panic!("no {header}"))
+}
+
+#[tokio::test]
+async fn posted_events_are_records_with_the_key_that_they_name() {
+    let (gateway, topic) = gateway_with_topic().await;
+    let path = format!("/v1/topics/{topic}/events");
+    let body = r#"[{"type":"placed","partitionkey":"user-1","id":"1","data":{"n":1}},{"type":"paid","partitionkey":"user-1"}]"#;
+    let answer = gateway.post(&path, &[JSON], body).await;
+    assert_eq!((answer.status.as_u16(), answer.body.len()), (202, 0));
+    let cloud_event =
+        r#"{"specversion":"1.0","id":"3","source":"/x","type":"sent","partitionkey":"user-1","data":[3]}"#;
+    let structured = [("content-type", "application/cloudevents+json")];
+    assert_eq!(gateway.post(&path, &structured, cloud_event).await.status, 202);
+    let binary = [
+        JSON,
+        ("ce-specversion", "1.0"),
+        ("ce-id", "4"),
+        ("ce-source", "/x"),
+        ("ce-type", "seen"),
+    ];
+    assert_eq!(gateway.post(&path, &binary, "4").await.status, 202);
+
+    let records = gateway.records(&topic, 4).await;
+    let partition = partition_for_key(b"user-1", 4) as usize;
+    let of_user: Vec<&Record> = records[partition]
+        .iter()
+        .filter(|record| record.key.as_deref() == Some(b"user-1"))
+        .collect();
+    let types: Vec<&str> = of_user.iter().map(|record| text(record, "ce_type")).collect();
+    assert_eq!(types, ["placed", "paid", "sent"]);
+    assert_eq!(of_user[0].value.as_deref(), Some(&br#"{"n":1}"#[..]));
+    assert_eq!(text(of_user[0], "ce_id"), "1");
+    assert_eq!(of_user[2].value.as_deref(), Some(&b"[3]"[..]));
+    let mut all = records.iter().flatten();
+    let keyless = all.find(|record| record.key.is_none()).expect("the fourth");
+    assert_eq!(
+        (text(keyless, "ce_type"), keyless.value.as_deref()),
+        ("seen", Some(&b"4"[..]))
+    );
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_event_or_no_open_topic_is_refused() {
+    let (gateway, topic) = gateway_with_topic().await;
+    let path = format!("/v1/topics/{topic}/events");
+    let notifications = format!("/v1/topics/{}/events", gateway.config.topics.notifications());
+    let query = format!("{path}?channel=c");
+    for (path, content_type, body, expected) in [
+        (
+            "/v1/topics/other/events",
+            "application/json",
+            r#"{"type":"t"}"#,
+            (404, "unknown-topic"),
+        ),
+        (
+            &notifications,
+            "application/json",
+            r#"{"type":"t"}"#,
+            (404, "unknown-topic"),
+        ),
+        (&query, "application/json", r#"{"type":"t"}"#, (400, "bad-query")),
+        (
+            &path,
+            "application/json",
+            r#"{"type":"t","key":"k"}"#,
+            (400, "bad-event"),
+        ),
+        (
+            &path,
+            "application/json",
+            r#"{"type":"t","partitionkey":""}"#,
+            (400, "bad-event"),
+        ),
+        (&path, "application/json", "[]", (400, "no-event")),
+        (&path, "text/plain", r#"{"type":"t"}"#, (415, "content-type")),
+    ] {
+        let headers = [("content-type", content_type)];
+        let (status, code, _) = gateway.post(path, &headers, body.to_owned()).await.problem();
+        assert_eq!((status, code.as_str()), expected, "{path} {body}");
+    }
+    assert_eq!(gateway.records(&topic, 0).await.iter().flatten().count(), 0);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_topic_that_does_not_exist_is_said_at_the_start() {
+    let gateway = Gateway::start().await;
+    let mut config = gateway.config.clone();
+    let folder = tempfile::tempdir().expect("a folder");
+    config.data.dir = folder.path().to_owned();
+    config.events.topics = vec!["nowhere".to_owned()];
+    let refused = Server::start(config, gateway.log.clone(), gateway.stopping.clone()).await;
+    assert_eq!(
+        refused.expect_err("an error").to_string(),
+        "topic nowhere does not exist"
+    );
+    gateway.stop().await;
+}
