@@ -10,6 +10,7 @@ use hyper::body::Body as _;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Error;
+use super::idempotency::Fingerprinter;
 
 /// How long the rest of a refused body is read, so that the client has sent it and reads the answer: browsers show a network
 /// error for an answer that comes while they send.
@@ -23,6 +24,8 @@ pub(super) struct Incoming {
     max_bytes: u64,
     stall_timeout: Duration,
     is_compressed: bool,
+    /// Sees the body go by, if somebody wants its fingerprint.
+    fingerprint: Option<Fingerprinter>,
     /// The client asked whether to send, and sends only when it is read from.
     awaits_continue: bool,
 }
@@ -38,8 +41,19 @@ impl Incoming {
             is_compressed: headers
                 .get(header::CONTENT_ENCODING)
                 .is_some_and(|coding| coding != "identity"),
+            fingerprint: None,
             awaits_continue: headers.contains_key(header::EXPECT),
         }
+    }
+
+    /// Takes the fingerprint of the body while it is read.
+    pub(super) fn fingerprint(&mut self, fingerprint: Fingerprinter) {
+        self.fingerprint = Some(fingerprint);
+    }
+
+    /// The fingerprint, if one was taken. The body must have been read to its end.
+    pub(super) fn take_fingerprint(&mut self) -> Option<Fingerprinter> {
+        self.fingerprint.take()
     }
 
     /// Takes up to `max_bytes`; nothing without it.
@@ -89,6 +103,9 @@ impl Incoming {
             self.received += bytes.len() as u64;
             if self.received > self.max_bytes {
                 return Err(too_large(self.max_bytes));
+            }
+            if let Some(fingerprint) = &mut self.fingerprint {
+                fingerprint.update(&bytes);
             }
             return Ok(Some(bytes));
         }

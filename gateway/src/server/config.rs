@@ -38,6 +38,8 @@ pub struct Config {
     pub push: PushConfig,
     /// Jobs that are posted.
     pub jobs: JobsConfig,
+    /// Requests that may be repeated.
+    pub idempotency: IdempotencyConfig,
     /// The page and the browser client.
     pub web: WebConfig,
     /// What is logged.
@@ -144,7 +146,12 @@ impl TopicsConfig {
         format!("{}.jobs", self.prefix)
     }
 
-    /// The gateway's own topics as they should be.
+    /// The topic of idempotency keys, keyed by them.
+    pub fn idempotency(&self) -> String {
+        format!("{}.idempotency", self.prefix)
+    }
+
+    /// The gateway's own topics as they should be, except for [`TopicsConfig::idempotency`].
     pub fn specs(&self) -> Vec<TopicSpec> {
         let spec = |name, cleanup| TopicSpec {
             fixed_partitions: true,
@@ -359,6 +366,37 @@ impl JobTypeConfig {
     }
 }
 
+/// Requests that may be repeated.
+#[derive(Clone, Debug)]
+pub struct IdempotencyConfig {
+    /// Hours for which a request with an `Idempotency-Key` is answered as the first time. Default 24,
+    /// `BARNABAS_IDEMPOTENCY_RETENTION_HOURS`.
+    pub retention: Duration,
+}
+
+impl Default for IdempotencyConfig {
+    fn default() -> Self {
+        Self {
+            retention: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+impl IdempotencyConfig {
+    /// What the topic keeps keys beyond their time, so that nodes whose clocks differ agree on each.
+    const SLACK: Duration = Duration::from_secs(60 * 60);
+
+    /// The topic of keys as it should be. It is not compacted: of a key's records the first counts, not the last.
+    pub fn topic_spec(&self, topics: &TopicsConfig) -> TopicSpec {
+        TopicSpec {
+            fixed_partitions: true,
+            replication: topics.replication,
+            retention: Some(self.retention + Self::SLACK),
+            ..TopicSpec::new(topics.idempotency(), topics.partitions)
+        }
+    }
+}
+
 /// The page and the browser client.
 #[derive(Clone, Debug, Default)]
 pub struct WebConfig {
@@ -469,6 +507,7 @@ const SETTINGS: &[Setting] = &[
     Setting { key: "jobs.memory_bytes", help: "waiting jobs in memory, all together [16777216]", read: |c, v| put_positive(v, &mut c.jobs.memory_bytes) },
     Setting { key: "jobs.deadline_ms", help: "time for the log to acknowledge a job, plus 1 s per MiB [20000]", read: |c, v| put_duration(v, 1, &mut c.jobs.deadline) },
     Setting { key: "jobs.view", help: "keep the state of jobs on this node [true]", read: |c, v| put_bool(v, &mut c.jobs.view) },
+    Setting { key: "idempotency.retention_hours", help: "hours for which a repeated request is answered as the first time [24]", read: |c, v| put_duration(v, 3_600_000, &mut c.idempotency.retention) },
     Setting { key: "web_dir", help: "serve the page from this folder [from the binary]", read: |c, v| put_some(v, &mut c.web.dir) },
     Setting { key: "logging.format", help: "text or json [text]", read: |c, v| put(v, &mut c.logging.format) },
     Setting { key: "logging.filter", help: "levels by module [info]", read: |c, v| put(v, &mut c.logging.filter) },
@@ -580,6 +619,7 @@ impl Config {
     /// All topics that the gateway needs, as they should be.
     pub fn topic_specs(&self) -> Vec<TopicSpec> {
         let mut specs = self.topics.specs();
+        specs.push(self.idempotency.topic_spec(&self.topics));
         specs.extend(
             self.jobs
                 .types
@@ -698,6 +738,12 @@ impl Config {
             return Err(ConfigError::new(
                 "BARNABAS_EVENTS_TOPICS",
                 format!("{topic} is the gateway's own topic"),
+            ));
+        }
+        if self.idempotency.retention.is_zero() {
+            return Err(ConfigError::new(
+                "BARNABAS_IDEMPOTENCY_RETENTION_HOURS",
+                "must be at least 1",
             ));
         }
         for (name, job_type) in &self.jobs.types {

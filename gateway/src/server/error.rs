@@ -33,6 +33,9 @@ pub enum Error {
         /// The line of the uploaded file, from 1.
         line: Option<u64>,
     },
+    /// The same request is being done. 409 with `Retry-After`.
+    #[error("request-in-progress: {0}")]
+    InProgress(String),
     /// It cannot be done now; the same request may succeed later. 503 with `Retry-After`.
     #[error("{code}: {cause}")]
     Unavailable {
@@ -68,6 +71,11 @@ impl Error {
         Self::refused(StatusCode::NOT_FOUND, code, detail)
     }
 
+    /// 409: the same request is being done; try again later.
+    pub fn in_progress(detail: impl Into<String>) -> Self {
+        Self::InProgress(detail.into())
+    }
+
     /// 503: try again later.
     pub fn unavailable(code: &'static str, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Unavailable {
@@ -85,6 +93,7 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Refused { status, .. } => *status,
+            Self::InProgress(_) => StatusCode::CONFLICT,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -94,6 +103,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Refused { code, .. } | Self::Unavailable { code, .. } => code,
+            Self::InProgress(_) => "request-in-progress",
             Self::Internal(_) => "internal",
         }
     }
@@ -129,6 +139,7 @@ impl IntoResponse for Error {
         let status = self.status();
         let (detail, line) = match &self {
             Self::Refused { detail, line, .. } => (Some(detail.as_str()), *line),
+            Self::InProgress(detail) => (Some(detail.as_str()), None),
             Self::Unavailable { code, cause } => {
                 tracing::warn!(code, error = %cause, "a request was answered 503: {cause}");
                 (None, None)
@@ -150,7 +161,7 @@ impl IntoResponse for Error {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(self, Self::InProgress(_) | Self::Unavailable { .. }) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER.as_secs()));
         }
         response
@@ -219,8 +230,12 @@ mod tests {
     }
 
     #[test]
-    fn unavailable_says_when_to_try_again() {
-        let response = Error::unavailable("log-unavailable", "gone").into_response();
-        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+    fn what_may_succeed_later_says_when_to_try_again() {
+        for error in [
+            Error::unavailable("log-unavailable", "gone"),
+            Error::in_progress("wait"),
+        ] {
+            assert_eq!(error.into_response().headers()[header::RETRY_AFTER], "2");
+        }
     }
 }

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::body::{Incoming, media_type};
 use super::channel_name::check_channel_name;
 use super::event::{Event, PlainEvent};
+use super::jobs::ProduceError;
 use super::token::Token;
 use super::trace::given_traceparent;
 use super::{App, Error, TOKEN_HEADER};
@@ -110,9 +111,10 @@ pub(super) async fn append_all(app: &App, records: Vec<ProducerRecord>) -> Resul
     last.ok_or_else(|| Error::bad_request("no-event", "there is no event in the body"))
 }
 
-fn refuse_too_large(error: log::Error) -> Error {
-    match error {
-        log::Error::RecordTooLarge { max_bytes, .. } => Error::refused(
+/// The error of an append. An event that is too large is the client's.
+pub(super) fn refuse_too_large(error: impl Into<ProduceError>) -> Error {
+    match error.into() {
+        ProduceError::Log(log::Error::RecordTooLarge { max_bytes, .. }) => Error::refused(
             StatusCode::PAYLOAD_TOO_LARGE,
             "event-too-large",
             format!("an event is larger than {max_bytes} bytes"),

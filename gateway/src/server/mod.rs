@@ -15,6 +15,7 @@ mod events;
 mod feed;
 mod health;
 mod http;
+mod idempotency;
 pub mod job_state;
 pub mod job_store;
 pub mod job_view;
@@ -44,8 +45,10 @@ pub use data_dir::DataDir;
 pub use error::Error;
 pub use feed::Feed;
 pub(crate) use http::ConnectionPermit;
+pub use idempotency::Idempotency;
 use job_view::{JobView, JobViewError};
 pub use jobs::Jobs;
+use jobs::LaneContext;
 pub use program::Program;
 
 /// What every handler can reach. Clones are cheap.
@@ -69,6 +72,8 @@ pub struct AppParts {
     pub feed: Feed,
     /// Takes jobs in.
     pub jobs: Jobs,
+    /// Does requests that may be repeated.
+    pub idempotency: Idempotency,
     /// The states of jobs; `None` when this node leaves them to others.
     pub job_view: Option<JobView>,
     /// Cancelled when the gateway is told to stop: streams tell their clients to come back, loops end.
@@ -151,7 +156,14 @@ impl Server {
         let tasks = TaskTracker::new();
         let drained = CancellationToken::new();
         let working = drained.clone().drop_guard();
-        let jobs = Jobs::start(&config, &data, &log, &notifications, &tasks, drained).await?;
+        let context = LaneContext {
+            log: log.clone(),
+            topics: config.topics.clone(),
+            notifications: notifications.clone(),
+            drained,
+        };
+        let idempotency = Idempotency::start(&config, &data, context.clone(), &producer, &tasks).await?;
+        let jobs = Jobs::start(&config, &data, context, &tasks).await?;
         let feed = Feed::start(log.clone(), &notifications, &config.push, &tasks, stopping.clone()).await?;
         let job_view = match config.jobs.view {
             true => {
@@ -168,6 +180,7 @@ impl Server {
             notifications,
             feed,
             jobs,
+            idempotency,
             job_view,
             stopping,
             tasks,

@@ -2,13 +2,14 @@
 //!
 //! A body is one event or an array of them: `{"type","data"?,"id"?,"subject"?,"partitionkey"?}`, or CloudEvents 1.0 (structured,
 //! batch or binary mode). A record's key is the event's `partitionkey`; without one the partitions take turns. The answer comes
-//! when the log has acknowledged all of them. Of a request that fails, the first ones may have been written.
+//! when the log has acknowledged all of them. Of a request that fails, the first ones may have been written; with an
+//! `Idempotency-Key` all are written at once, and once.
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::routing::post;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode, Uri};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 use super::body::Incoming;
 use super::event::PlainEvent;
 use super::events::{CloudEvent, Encoding, append_all, check_attribute, one_or_several, plain_record};
+use super::idempotency::{Fingerprinter, IdempotencyKey, Work};
 use super::trace::given_traceparent;
 use super::{App, Error};
 use crate::log::ProducerRecord;
@@ -28,19 +30,42 @@ async fn publish(
     State(app): State<App>,
     Path(topic): Path<String>,
     RawQuery(query): RawQuery,
+    method: Method,
+    uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Error> {
     let mut incoming = Incoming::new(&headers, body, app.config.http.stall_timeout);
-    let records = match receive(&app, &topic, query.as_deref(), &headers, &mut incoming).await {
-        Ok(records) => records,
+    let received = async {
+        let key = IdempotencyKey::of(&headers)?;
+        if key.is_some() {
+            incoming.fingerprint(Fingerprinter::new(&method, &uri, &headers));
+        }
+        Ok((
+            receive(&app, &topic, query.as_deref(), &headers, &mut incoming).await?,
+            key,
+        ))
+    };
+    let (records, key) = match received.await {
+        Ok(received) => received,
         Err(error) => {
             incoming.drain().await;
             return Err(error);
         }
     };
-    let appended = timeout(app.config.events.deadline, append_all(&app, records)).await;
-    appended.map_err(|elapsed| Error::unavailable("log-unavailable", elapsed))??;
+    let deadline = app.config.events.deadline;
+    let request = key
+        .zip(incoming.take_fingerprint())
+        .map(|(key, print)| key.request(print));
+    match request {
+        Some(request) => {
+            app.idempotency.answer(request, Work::Events(records), deadline).await?;
+        }
+        None => {
+            let appended = timeout(deadline, append_all(&app, records)).await;
+            appended.map_err(|elapsed| Error::unavailable("log-unavailable", elapsed))??;
+        }
+    }
     Ok(StatusCode::ACCEPTED)
 }
 

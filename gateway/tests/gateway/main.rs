@@ -5,6 +5,7 @@ mod admin;
 mod cli;
 mod events;
 mod http;
+mod idempotency;
 mod jobs;
 mod support;
 mod topic_events;

@@ -7,11 +7,17 @@ use super::support::Gateway;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
+/// Bytes of a record that the topic takes.
+const MAX_EVENT_BYTES: usize = 2000;
+
 /// A gateway with a topic that is open for posting, and the topic's name.
 async fn gateway_with_topic() -> (Gateway, String) {
     let topic = format!("orders-{}", uuid::Uuid::now_v7().simple());
     let open = topic.clone();
-    let spec = TopicSpec::new(&topic, 4);
+    let spec = TopicSpec {
+        max_message_bytes: MAX_EVENT_BYTES,
+        ..TopicSpec::new(&topic, 4)
+    };
     let gateway = Gateway::start_on_topics(&[spec], |config| config.events.topics = vec![open]).await;
     (gateway, topic)
 }
@@ -61,6 +67,27 @@ async fn posted_events_are_records_with_the_key_that_they_name() {
 }
 
 #[tokio::test]
+async fn events_with_a_key_are_written_once() {
+    let (gateway, topic) = gateway_with_topic().await;
+    let path = format!("/v1/topics/{topic}/events");
+    let headers = [JSON, ("idempotency-key", "k")];
+    let body = r#"[{"type":"a","partitionkey":"1"},{"type":"b","partitionkey":"2"}]"#;
+    let posts = futures_util::future::join_all((0..10).map(|_| gateway.post(&path, &headers, body))).await;
+    assert!(posts.iter().all(|answer| answer.status == 202), "{posts:?}");
+    let other = gateway.post(&path, &headers, r#"{"type":"a"}"#).await;
+    assert_eq!(other.problem().1, "idempotency-key-reused");
+    // What is refused leaves its key free.
+    let headers = [JSON, ("idempotency-key", "large")];
+    let large = format!(r#"{{"type":"c","data":"{}"}}"#, "x".repeat(MAX_EVENT_BYTES));
+    let refused = gateway.post(&path, &headers, large).await;
+    assert_eq!(refused.problem(), (413, "event-too-large".to_owned(), None));
+    let small = gateway.post(&path, &headers, r#"{"type":"c"}"#).await;
+    assert_eq!(small.status, 202);
+    assert_eq!(gateway.records(&topic, 3).await.iter().flatten().count(), 3);
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_no_event_or_no_open_topic_is_refused() {
     let (gateway, topic) = gateway_with_topic().await;
     let path = format!("/v1/topics/{topic}/events");
@@ -95,9 +122,11 @@ async fn what_is_no_event_or_no_open_topic_is_refused() {
         (&path, "application/json", "[]", (400, "no-event")),
         (&path, "text/plain", r#"{"type":"t"}"#, (415, "content-type")),
     ] {
-        let headers = [("content-type", content_type)];
-        let (status, code, _) = gateway.post(path, &headers, body.to_owned()).await.problem();
-        assert_eq!((status, code.as_str()), expected, "{path} {body}");
+        for key in [None, Some(("idempotency-key", "k"))] {
+            let headers: Vec<_> = [("content-type", content_type)].into_iter().chain(key).collect();
+            let (status, code, _) = gateway.post(path, &headers, body.to_owned()).await.problem();
+            assert_eq!((status, code.as_str()), expected, "{path} {body}");
+        }
     }
     assert_eq!(gateway.records(&topic, 0).await.iter().flatten().count(), 0);
     gateway.stop().await;

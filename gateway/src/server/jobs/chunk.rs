@@ -24,7 +24,7 @@ pub(super) struct Limits {
 
 /// Where the chunks of a body are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// What stands before the rows of each chunk: the header line of CSV with its line feed, nothing for NDJSON.
     pub(super) header: Bytes,
     /// The chunks in order.
@@ -35,7 +35,7 @@ pub(super) struct Plan {
 
 /// Some whole rows of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Chunk {
+pub(crate) struct Chunk {
     /// Where they begin in the body.
     pub(super) start: u64,
     /// The line of the body on which the first of them begins, from 1.

@@ -21,30 +21,30 @@ use tokio_util::sync::CancellationToken;
 use super::chunk::Plan;
 use super::spool::Spooled;
 use crate::log::{
-    self, Log, NextOffset, ProducerRecord, StartAt, TopicDescription, TopicPartition, TransactionalProducer,
-    partition_for_key,
+    self, Log, NextOffset, ProducerRecord, StartAt, TopicDescription, TopicPartition, Transaction,
+    TransactionalProducer, partition_for_key,
 };
 use crate::server::config::{BodyFormat, TopicsConfig};
 use crate::server::job_store::{JobCommand, command_record};
 use crate::server::token::Token;
 
 /// Small jobs of one transaction at most.
-const TRANSACTION_JOBS: usize = 256;
+pub(crate) const TRANSACTION_JOBS: usize = 256;
 /// A transaction takes no further job when it has this many bytes.
-const TRANSACTION_BYTES: u64 = 4 * 1024 * 1024;
+pub(crate) const TRANSACTION_BYTES: u64 = 4 * 1024 * 1024;
 /// A lane waits for more jobs for an eighth of what its last transaction took, 5 ms at most: clients that were answered together
 /// come again together, and a transaction of one job costs as much as one of many.
 const GATHERING: (u32, Duration) = (8, Duration::from_millis(5));
 /// How long the transaction of a large job may be open on Kafka. It is given up after nine tenths and answered 503: 1 GiB takes a
 /// broker beside this process 5 s, and one that is far away may take it at 19 MiB/s. If this process dies within it and does not
 /// come back, readers of the job's topic are held back as long.
-const LARGE_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const LARGE_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a lane waits before it tries again to make its producer.
-const PRODUCER_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const PRODUCER_PAUSE: Duration = Duration::from_secs(1);
 
 /// A job type as it is on the log.
 #[derive(Debug)]
-pub(super) struct JobTopic {
+pub(crate) struct JobTopic {
     pub(super) job_type: String,
     pub(super) topic: Arc<str>,
     pub(super) partitions: i32,
@@ -53,19 +53,19 @@ pub(super) struct JobTopic {
 
 /// A job that is received, checked and cut.
 #[derive(Debug)]
-pub(super) struct Job {
-    pub(super) id: String,
+pub(crate) struct Job {
+    pub(crate) id: String,
     pub(super) to: Arc<JobTopic>,
     pub(super) channel: String,
     pub(super) traceparent: String,
     pub(super) submitted_ms: i64,
     pub(super) plan: Plan,
-    pub(super) body: Spooled,
+    pub(crate) body: Spooled,
 }
 
 /// Why a job was not produced.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum ProduceError {
+pub(crate) enum ProduceError {
     #[error(transparent)]
     Log(#[from] log::Error),
     #[error("the spool cannot be read: {0}")]
@@ -90,12 +90,12 @@ pub(super) type Queue = Arc<Mutex<mpsc::Receiver<Waiting>>>;
 
 /// What the lanes have in common.
 #[derive(Clone, Debug)]
-pub(super) struct LaneContext {
-    pub(super) log: Log,
-    pub(super) topics: TopicsConfig,
-    pub(super) notifications: TopicDescription,
+pub(crate) struct LaneContext {
+    pub(crate) log: Log,
+    pub(crate) topics: TopicsConfig,
+    pub(crate) notifications: TopicDescription,
     /// Cancelled when no more jobs come.
-    pub(super) drained: CancellationToken,
+    pub(crate) drained: CancellationToken,
 }
 
 /// A transactional producer and the task's work around it.
@@ -196,29 +196,12 @@ impl Lane {
     /// Writes the jobs in one transaction.
     async fn produce(&mut self, batch: &[Waiting]) -> Result<Vec<Token>, ProduceError> {
         let began = Instant::now();
-        let tokens = self.context.tokens(batch).await?;
+        let jobs: Vec<&Job> = batch.iter().map(|waiting| &waiting.job).collect();
+        let tokens = self.context.tokens(&jobs).await?;
         let asked = began.elapsed();
-        // One start for all: the fewer partitions a transaction touches, the less it costs a broker.
-        let first_partition = rand::random_range(0..i32::MAX);
         let mut transaction = self.producer.begin();
-        for Waiting { job, reply } in batch {
-            let mut sent = 0;
-            while sent < job.plan.chunks.len() {
-                if batch.len() == 1 && reply.is_closed() {
-                    return Err(ProduceError::Abandoned);
-                }
-                let values = job.body.read_chunks(&job.plan, sent).await;
-                for value in values.map_err(|error| ProduceError::Spool(Arc::new(error)))? {
-                    transaction.send(job.chunk_record(sent, value, first_partition)).await?;
-                    sent += 1;
-                }
-            }
-        }
-        for waiting in batch {
-            transaction
-                .send(waiting.job.registration(&self.context.topics)?)
-                .await?;
-        }
+        let is_abandoned = || batch.len() == 1 && batch[0].reply.is_closed();
+        self.context.write(&mut transaction, &jobs, is_abandoned).await?;
         let written = began.elapsed();
         transaction.commit().await?;
         self.last_took = began.elapsed();
@@ -292,7 +275,7 @@ fn answer(batch: Vec<Waiting>, produced: Result<Vec<Token>, ProduceError>) -> bo
 
 impl ProduceError {
     /// Whether nothing of the transaction is visible and one of its jobs may be the cause.
-    fn may_be_of_one_job(&self) -> bool {
+    pub(crate) fn may_be_of_one_job(&self) -> bool {
         match self {
             Self::Spool(_) | Self::Registration(_) => true,
             Self::Log(error) => matches!(
@@ -310,23 +293,51 @@ impl ProduceError {
 }
 
 impl LaneContext {
+    /// Adds jobs to a transaction: the chunks of all, then the registrations.
+    pub(crate) async fn write(
+        &self,
+        transaction: &mut Transaction<'_>,
+        jobs: &[&Job],
+        is_abandoned: impl Fn() -> bool,
+    ) -> Result<(), ProduceError> {
+        // One start for all: the fewer partitions a transaction touches, the less it costs a broker.
+        let first_partition = rand::random_range(0..i32::MAX);
+        for job in jobs {
+            let mut sent = 0;
+            while sent < job.plan.chunks.len() {
+                if is_abandoned() {
+                    return Err(ProduceError::Abandoned);
+                }
+                let values = job.body.read_chunks(&job.plan, sent).await;
+                for value in values.map_err(|error| ProduceError::Spool(Arc::new(error)))? {
+                    transaction.send(job.chunk_record(sent, value, first_partition)).await?;
+                    sent += 1;
+                }
+            }
+        }
+        for job in jobs {
+            transaction.send(job.registration(&self.topics)?).await?;
+        }
+        Ok(())
+    }
+
     /// Where the channels of the jobs are now. Each partition is asked for once.
-    async fn tokens(&self, batch: &[Waiting]) -> log::Result<Vec<Token>> {
+    pub(crate) async fn tokens(&self, jobs: &[&Job]) -> log::Result<Vec<Token>> {
         let TopicDescription {
             name, id, partitions, ..
         } = &self.notifications;
-        let partition_of = |waiting: &Waiting| partition_for_key(waiting.job.channel.as_bytes(), *partitions);
-        let distinct: BTreeSet<i32> = batch.iter().map(partition_of).collect();
+        let partition_of = |job: &&Job| partition_for_key(job.channel.as_bytes(), *partitions);
+        let distinct: BTreeSet<i32> = jobs.iter().map(partition_of).collect();
         let ends = distinct.into_iter().map(|partition| async move {
             let end = TopicPartition::new(name.as_str(), partition);
             Ok::<_, log::Error>((partition, self.log.offset(&end, StartAt::End).await?))
         });
         let ends: BTreeMap<i32, i64> = try_join_all(ends).await?.into_iter().collect();
-        let token = |waiting| {
-            let partition = partition_of(waiting);
+        let token = |job| {
+            let partition = partition_of(job);
             Token::at(*id, partition, NextOffset(ends[&partition]))
         };
-        Ok(batch.iter().map(token).collect())
+        Ok(jobs.iter().map(token).collect())
     }
 }
 

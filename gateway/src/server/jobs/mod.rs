@@ -22,24 +22,26 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, Uri, header};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use self::chunk::{CutError, Cutter, Limits, Plan};
-use self::lane::{Job, JobTopic, Lane, LaneContext, ProduceError, Queue, Waiting};
+pub(crate) use self::lane::{
+    Job, LARGE_TRANSACTION_TIMEOUT, LaneContext, PRODUCER_PAUSE, ProduceError, TRANSACTION_BYTES, TRANSACTION_JOBS,
+};
+use self::lane::{JobTopic, Lane, Queue, Waiting};
 use self::spool::{Spool, Spooled};
 use super::body::{Incoming, media_type};
 use super::channel_name::check_channel_name;
 use super::config::{BodyFormat, Config, JobTypeConfig};
 use super::data_dir::DataDir;
+use super::idempotency::{Answer, Fingerprinter, IdempotencyKey, Work};
 use super::token::Token;
 use super::trace::traceparent;
 use super::{App, Error, StartError, TOKEN_HEADER, event};
-use crate::log::{Log, TopicDescription};
 
 /// Small jobs that wait for a lane. When the queue is full a request waits for a place, within its deadline.
 const WAITING_JOBS: usize = 1024;
@@ -72,17 +74,15 @@ pub(super) fn routes() -> Router<App> {
 }
 
 impl Jobs {
-    /// Readies the spool and the producers, and starts the lanes. They end when no more jobs come after `drained`.
+    /// Readies the spool and the producers, and starts the lanes. They end when no more jobs come after `context.drained`.
     ///
     /// # Errors
     /// The spool's folder cannot be made, or the log not used.
     pub(super) async fn start(
         config: &Config,
         data: &DataDir,
-        log: &Log,
-        notifications: &TopicDescription,
+        context: LaneContext,
         tasks: &TaskTracker,
-        drained: CancellationToken,
     ) -> Result<Self, StartError> {
         let spool = Spool::new(data.path.join(SPOOL_DIR), config.jobs.memory_bytes).map_err(StartError::Data)?;
         let mut types = BTreeMap::new();
@@ -90,18 +90,12 @@ impl Jobs {
             let topic = Arc::new(JobTopic {
                 job_type: name.clone(),
                 topic: job_type.topic.as_str().into(),
-                partitions: log.describe_topic(&job_type.topic).await?.partitions,
+                partitions: context.log.describe_topic(&job_type.topic).await?.partitions,
                 format: job_type.format,
             });
             let config = job_type.clone();
             types.insert(name.clone(), JobType { config, topic });
         }
-        let context = LaneContext {
-            log: log.clone(),
-            topics: config.topics.clone(),
-            notifications: notifications.clone(),
-            drained,
-        };
         let transactional_id = |lane: String| format!("{}.gateway.{}.{lane}", config.topics.prefix, data.node);
         let (small, waiting) = queue(WAITING_JOBS);
         for lane in 0..config.jobs.lanes {
@@ -125,24 +119,38 @@ impl Jobs {
 
     /// Waits until the job is on the log, within its deadline. Who stops waiting takes the job back, if it is not begun.
     async fn produce(&self, job: Job) -> Result<Token, Error> {
-        let size_bytes = job.body.size_bytes;
-        let queue = if size_bytes > self.large_bytes {
+        let deadline = self.deadline(&job);
+        let queue = if job.body.size_bytes > self.large_bytes {
             &self.large
         } else {
             &self.small
         };
-        let mib = u32::try_from(size_bytes.div_ceil(1024 * 1024)).unwrap_or(u32::MAX);
         let produced = async {
             let (reply, answer) = oneshot::channel();
             queue.send(Waiting { job, reply }).await.map_err(|_| Gone)?;
             answer.await.map_err(|_| Gone)
         };
-        match tokio::time::timeout(self.deadline + DEADLINE_PER_MIB * mib, produced).await {
-            Ok(Ok(Ok(token))) => Ok(token),
-            Ok(Ok(Err(ProduceError::Log(error)))) => Err(error.into()),
-            Ok(Ok(Err(error))) => Err(Error::internal(error)),
+        match tokio::time::timeout(deadline, produced).await {
+            Ok(Ok(produced)) => Ok(produced?),
             Ok(Err(gone)) => Err(Error::unavailable("stopping", gone)),
             Err(elapsed) => Err(Error::unavailable("log-unavailable", elapsed)),
+        }
+    }
+}
+
+impl Jobs {
+    /// Within it a job is on the log, or its submitter is told that it is not known.
+    fn deadline(&self, job: &Job) -> Duration {
+        let mib = u32::try_from(job.body.size_bytes.div_ceil(1024 * 1024)).unwrap_or(u32::MAX);
+        self.deadline + DEADLINE_PER_MIB * mib
+    }
+}
+
+impl From<ProduceError> for Error {
+    fn from(error: ProduceError) -> Self {
+        match error {
+            ProduceError::Log(error) => error.into(),
+            error => Self::internal(error),
         }
     }
 }
@@ -167,21 +175,48 @@ async fn submit(
     State(app): State<App>,
     Path(job_type): Path<String>,
     query: Result<Query<SubmitQuery>, QueryRejection>,
+    method: Method,
+    uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Error> {
     let mut incoming = Incoming::new(&headers, body, app.config.http.stall_timeout);
-    let job = match receive(&app.jobs, &job_type, query, &headers, &mut incoming).await {
-        Ok(job) => job,
+    let received = async {
+        if let Some(key) = IdempotencyKey::of(&headers)? {
+            incoming.fingerprint(Fingerprinter::new(&method, &uri, &headers));
+            let job = receive(&app.jobs, &job_type, query, &headers, &mut incoming).await?;
+            return Ok((job, Some(key)));
+        }
+        Ok((
+            receive(&app.jobs, &job_type, query, &headers, &mut incoming).await?,
+            None,
+        ))
+    };
+    let (job, key) = match received.await {
+        Ok(received) => received,
         Err(error) => {
             incoming.drain().await;
             return Err(error);
         }
     };
     let (id, channel) = (job.id.clone(), job.channel.clone());
-    let token = app.jobs.produce(job).await?.to_string();
-    let job = Representation { id, channel, token };
-    Ok(accepted(&headers, job))
+    let Some(request) = key
+        .zip(incoming.take_fingerprint())
+        .map(|(key, print)| key.request(print))
+    else {
+        let token = app.jobs.produce(job).await?.to_string();
+        return Ok(accepted(&headers, Representation { id, channel, token }));
+    };
+    let deadline = app.jobs.deadline(&job);
+    let answer = app.idempotency.answer(request, Work::Job(job), deadline).await?;
+    let Answer {
+        job: Some(id),
+        token: Some(token),
+    } = answer
+    else {
+        return Err(Error::internal("the answer to an idempotency key is not that of a job"));
+    };
+    Ok(accepted(&headers, Representation { id, channel, token }))
 }
 
 /// The job of a request, complete, if nothing is wrong with it.

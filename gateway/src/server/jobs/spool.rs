@@ -42,12 +42,12 @@ pub(super) struct Upload<'a> {
 
 /// A body that is complete. Its memory or file is given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Spooled {
+pub(crate) struct Spooled {
     bytes: Bytes,
     _memory: Option<OwnedSemaphorePermit>,
     file: Option<Arc<File>>,
     /// Size of the body.
-    pub(super) size_bytes: u64,
+    pub(crate) size_bytes: u64,
 }
 
 impl Spool {
