@@ -19,7 +19,7 @@ use super::{Batch, Error, NextOffset, Result, StartAt, TopicPartition, embedded,
 pub struct GroupSettings {
     /// The group.
     pub group: String,
-    /// The topics it subscribes.
+    /// The topics it subscribes; none for now: it owns nothing until [`GroupMember::subscribe`].
     pub topics: Vec<String>,
     /// Where a partition starts that has no committed offset, and one whose committed offset is no longer kept. Default
     /// [`StartAt::Start`]: nothing is skipped. Only `Start` and `End` are allowed.
@@ -138,6 +138,10 @@ pub(super) enum MemberEvent {
 /// What a member asks of its engine.
 #[derive(Debug)]
 pub(super) enum GroupCommand {
+    Subscribe {
+        topics: Vec<String>,
+        reply: oneshot::Sender<Result<()>>,
+    },
     Release {
         partitions: Vec<TopicPartition>,
     },
@@ -215,6 +219,14 @@ impl GroupMember {
                 }
             }
         }
+    }
+
+    /// Subscribes these topics in place of those before. Partitions come and go with it as in every rebalance.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopic`].
+    pub async fn subscribe(&self, topics: Vec<String>) -> Result<()> {
+        self.ask(|reply| GroupCommand::Subscribe { topics, reply }).await
     }
 
     /// Lets go of revoked partitions, after what is done was committed.

@@ -101,6 +101,14 @@ impl Log {
         }
     }
 
+    /// The names of all topics that the log lets this process see, but Kafka's own (`__…`), in order.
+    pub async fn topics(&self) -> Result<Vec<String>> {
+        match &self.engine {
+            Engine::Embedded(log) => Ok(log.topic_names()),
+            Engine::Kafka(log) => log.topic_names().await,
+        }
+    }
+
     /// Deletes a topic with all its records and the offsets committed for it.
     ///
     /// # Errors

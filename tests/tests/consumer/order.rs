@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use barnabas::patterns::consumer::{DeliveryGuarantee, ProcessingOrder};
+use barnabas::log::TopicSpec;
+use barnabas::patterns::consumer::{ConsumerBuilder, DeliveryGuarantee, ProcessingOrder};
+use barnabas_tests::conformance::make_topic;
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
 use rand::RngExt as _;
@@ -13,6 +15,7 @@ use rand::RngExt as _;
 use super::support::{Bench, Call, Calls, by_key, nothing};
 
 on_both_logs!(
+    a_pattern_takes_in_topics_that_turn_up_once_they_are_whole,
     keeps_the_order_of_a_partition,
     keeps_the_order_of_a_key_and_handles_keys_side_by_side,
     without_order_handles_as_many_as_the_pool_has,
@@ -45,6 +48,41 @@ fn busy(
         })
     };
     (work, seen)
+}
+
+async fn a_pattern_takes_in_topics_that_turn_up_once_they_are_whole(engine: Engine) {
+    let mut bench = Bench::new(engine, 2).await;
+    let first = bench.topic.clone();
+    let builder = ConsumerBuilder::new(&bench.group, [""; 0])
+        .pattern(format!("{first}(-later)?"), Duration::from_millis(100))
+        .commit_interval(Duration::from_millis(20));
+    let calls = Calls::default();
+    bench.append_many(20, |number| number.to_string()).await;
+    let consumer = bench.note(builder.clone(), &calls, nothing).await;
+    calls.until("what is there is handled", |calls| calls.len() == 20).await;
+
+    // One that lacks its dead letters is not consumed, and stops nobody.
+    let later = make_topic(&bench.log, TopicSpec::new(format!("{first}-later"), 2)).await;
+    make_topic(&bench.log, TopicSpec::new(format!("{first}-else"), 2)).await;
+    bench.topic = format!("{first}-else");
+    bench.append_many(5, |number| number.to_string()).await;
+    bench.topic = later.clone();
+    bench.append_many(20, |number| number.to_string()).await;
+    bench.topic = first.clone();
+    bench.append_many(20, |number| number.to_string()).await;
+    calls.until("the first is consumed on", |calls| calls.len() == 40).await;
+    assert!(calls.all().iter().all(|call| *call.partition.topic == first));
+
+    bench.make_topics(&builder).await;
+    calls
+        .until("the later one is consumed", |calls| calls.len() == 60)
+        .await;
+    bench.topic = later.clone();
+    bench.append_many(20, |number| number.to_string()).await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let of_later = calls.all().iter().filter(|call| *call.partition.topic == later).count();
+    assert_eq!((calls.len(), of_later), (80, 40), "each once, and no other topic");
 }
 
 async fn keeps_the_order_of_a_partition(engine: Engine) {

@@ -59,6 +59,12 @@ impl EmbeddedLog {
         Ok(self.topic(topic)?.description())
     }
 
+    pub(in crate::log) fn topic_names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.topics().iter().map(|topic| topic.name.to_string()).collect();
+        names.sort();
+        names
+    }
+
     pub(in crate::log) async fn delete_topic(&self, topic: &str) -> Result<()> {
         let topic = self.topic(topic)?;
         topic.partitions.iter().for_each(|partition| partition.delete());

@@ -99,21 +99,30 @@ impl Coordinator {
         let mut state = self.state();
         state.last_member += 1;
         let id = state.last_member;
-        let partitions = partitions
-            .into_iter()
-            .map(|partition| (partition.row, partition))
-            .collect();
         let group = state.groups.entry(group.to_owned()).or_default();
         group.members.insert(
             id,
             Member {
                 topics: topics.to_vec(),
-                partitions,
+                partitions: by_row(partitions),
                 changed,
             },
         );
         group.assign();
         id
+    }
+
+    /// Gives a member other topics, with their partitions.
+    pub(super) fn subscribe(&self, group: &str, member: u64, topics: &[String], partitions: Vec<Arc<Partition>>) {
+        let mut state = self.state();
+        let Some(group) = state.groups.get_mut(group) else {
+            return;
+        };
+        if let Some(member) = group.members.get_mut(&member) {
+            member.topics = topics.to_vec();
+            member.partitions = by_row(partitions);
+        }
+        group.assign();
     }
 
     /// Gives members the partitions that their topics have now: there may be more, or none any more.
@@ -264,6 +273,11 @@ impl Group {
                 (load[&owner.member] >= load[poorest] + 2).then_some((*row, owner.member, *poorest))
             })
     }
+}
+
+fn by_row(partitions: Vec<Arc<Partition>>) -> BTreeMap<i64, Arc<Partition>> {
+    let by_row = partitions.into_iter().map(|partition| (partition.row, partition));
+    by_row.collect()
 }
 
 #[cfg(test)]

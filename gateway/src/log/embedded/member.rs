@@ -234,6 +234,15 @@ impl MemberTask {
     async fn obey(&mut self, command: GroupCommand) {
         // In each arm the asker may have given up waiting; what it asked for is done all the same.
         match command {
+            GroupCommand::Subscribe { topics, reply } => {
+                let Membership { log, settings, member } = &mut self.membership;
+                settings.topics = topics;
+                let subscribed = subscribed(log, settings).map(|partitions| {
+                    log.coordinator()
+                        .subscribe(&settings.group, *member, &settings.topics, partitions);
+                });
+                let _ = reply.send(subscribed);
+            }
             GroupCommand::Release { partitions } => {
                 let Membership { log, settings, member } = &self.membership;
                 let released = self.revoked.extract_if(|_, (name, _)| partitions.contains(name));

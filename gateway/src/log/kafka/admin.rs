@@ -89,6 +89,17 @@ impl KafkaLog {
         })
     }
 
+    pub(in crate::log) async fn topic_names(&self) -> Result<Vec<String>> {
+        let log = self.clone();
+        let within = self.0.settings.request_timeout;
+        let metadata = blocking(move || log.0.admin.inner().fetch_metadata(None, within)).await?;
+        let metadata = metadata.map_err(|error| self.attempt("list topics of", Resource::Cluster).error(&error))?;
+        let names = metadata.topics().iter().map(|topic| topic.name().to_owned());
+        let mut names: Vec<_> = names.filter(|name| !name.starts_with("__")).collect();
+        names.sort();
+        Ok(names)
+    }
+
     pub(in crate::log) async fn delete_topic(&self, topic: &str) -> Result<()> {
         let attempt = self.attempt("delete", Resource::Topic(topic));
         let answer = self

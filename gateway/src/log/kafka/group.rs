@@ -58,8 +58,10 @@ pub(super) async fn run(
 ) {
     let attempt = log.attempt("join", Resource::Group(&settings.group));
     let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
-    let made = Consumer::new(&log.0.settings.group_member(&settings))
-        .and_then(|consumer| consumer.client().subscribe(&topics).map(|()| consumer));
+    let made = Consumer::new(&log.0.settings.group_member(&settings)).and_then(|consumer| match topics.is_empty() {
+        true => Ok(consumer),
+        false => consumer.client().subscribe(&topics).map(|()| consumer),
+    });
     let consumer = match made {
         Ok(consumer) => consumer,
         Err(error) => {
@@ -475,6 +477,17 @@ impl MemberThread {
     fn serve(&mut self, command: GroupCommand) {
         // Who has dropped the answer to a command does not want to know.
         match command {
+            GroupCommand::Subscribe { topics, reply } => {
+                let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+                let client = self.consumer.client();
+                if topics.is_empty() {
+                    client.unsubscribe();
+                    let _ = reply.send(Ok(()));
+                    return;
+                }
+                let attempt = self.log.attempt("subscribe for", Resource::Group(&self.settings.group));
+                let _ = reply.send(client.subscribe(&topics).map_err(|error| attempt.error(&error)));
+            }
             GroupCommand::Release { partitions } => {
                 self.departures += 1;
                 if let Rebalance::Releasing { unreleased, .. } = &mut self.rebalance {

@@ -57,6 +57,14 @@ impl Members {
         })
     }
 
+    /// Subscribes the topics of other routes.
+    pub(super) async fn subscribe(&mut self, routes: &Routes) -> log::Result<()> {
+        let (sources, retries) = (routes.sources(), routes.retries());
+        self.retry_topics = retries.iter().map(|topic| topic.as_str().into()).collect();
+        self.retries.subscribe(retries).await?;
+        self.sources.subscribe(sources).await
+    }
+
     /// The next event of either. Cancel safe.
     pub(super) async fn next(&mut self) -> log::Result<GroupEvent> {
         tokio::select! {

@@ -24,6 +24,7 @@ mod registry;
 mod reread;
 mod routes;
 mod runner;
+mod subscription;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,7 @@ pub use partition::PauseReason;
 pub use registry::{EventHandler, Registry};
 
 use self::handler::{AnyHandler, Batches, Each};
+use self::subscription::Subscription;
 use super::retry::RetryPolicy;
 use super::{Error, control, dead_letter};
 use crate::log::{GroupProtocol, Log, StartAt, TopicSpec};
@@ -70,6 +72,7 @@ pub enum DeliveryGuarantee {
     /// What handlers send, what is retried or given up, and the offset are one transaction: readers of committed records see each
     /// once, however often the handler was called. It holds from log to log; an effect elsewhere needs a key that makes it
     /// idempotent.
+    #[doc(alias = "Processor")]
     ExactlyOnce,
 }
 
@@ -77,7 +80,7 @@ pub enum DeliveryGuarantee {
 #[derive(Clone, Debug)]
 pub struct ConsumerBuilder {
     group: String,
-    topics: Vec<String>,
+    subscription: Subscription,
     order: ProcessingOrder,
     guarantee: DeliveryGuarantee,
     pool: usize,
@@ -100,7 +103,11 @@ impl ConsumerBuilder {
     pub fn new(group: impl Into<String>, topics: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             group: group.into(),
-            topics: topics.into_iter().map(Into::into).collect(),
+            subscription: Subscription {
+                topics: topics.into_iter().map(Into::into).collect(),
+                pattern: None,
+                interval: Duration::from_secs(30),
+            },
             order: ProcessingOrder::default(),
             guarantee: DeliveryGuarantee::default(),
             pool: 16,
@@ -117,6 +124,16 @@ impl ConsumerBuilder {
             instance_id: None,
             protocol: GroupProtocol::default(),
         }
+    }
+
+    /// Consumes all topics too whose whole names match a regular expression, and looks for new ones every `interval`; Kafka's own and those
+    /// that consumers keep beside theirs are never meant. A topic that turns up without the retry and dead-letter topics that it
+    /// needs is told as an error each time, and consumed when it has them. Default: none.
+    #[must_use]
+    pub fn pattern(mut self, pattern: impl Into<String>, interval: Duration) -> Self {
+        self.subscription.pattern = Some(pattern.into());
+        self.subscription.interval = interval;
+        self
     }
 
     /// What is kept in order. Default [`ProcessingOrder::Partition`].
@@ -225,12 +242,12 @@ impl ConsumerBuilder {
     /// for four weeks, and the two of [`control`]. They have to exist when it starts; [`Log::plan_topics`] and [`Log::apply_topics`] make them.
     ///
     /// # Errors
-    /// [`Error::Log`] for a consumed topic that does not exist.
+    /// [`Error::Log`] for a consumed topic that does not exist; [`Error::Setting`] for a pattern that is none.
     pub async fn topics(&self, log: &Log) -> Result<Vec<TopicSpec>, Error> {
         let mut specs = control::topics(&self.group).to_vec();
         specs.push(dead_letter::marks(&self.group, KEEP_DEAD_LETTERS));
-        for topic in &self.topics {
-            let topic = log.describe_topic(topic).await?;
+        for topic in self.subscription.names(log).await? {
+            let topic = log.describe_topic(&topic).await?;
             specs.extend(dead_letter::topics(&topic, &self.group, &self.retry, KEEP_DEAD_LETTERS));
         }
         Ok(specs)

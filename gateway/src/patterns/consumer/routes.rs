@@ -59,32 +59,44 @@ impl Routes {
         }
         let mut routes = HashMap::new();
         for topic in topics {
-            let Some(source) = described(log, topic, &mut missing).await? else {
-                continue;
-            };
-            check_retention(&source, retry.back_off().map(BackOff::longest).unwrap_or_default())?;
-            for (topic, route) in of_topic(topic, group, retry) {
-                let Some(found) = described(log, &topic, &mut missing).await? else {
-                    continue;
-                };
-                if found.partitions < source.partitions {
-                    return Err(Error::PartitionCounts {
-                        left: source.name,
-                        left_partitions: source.partitions,
-                        right: found.name,
-                        right_partitions: found.partitions,
-                    });
-                }
-                if let Some(route) = route {
-                    check_retention(&found, route.held_for.unwrap_or_default())?;
-                    routes.insert(topic.into(), Arc::new(route));
-                }
-            }
+            routes.extend(checked(log, topic, group, retry, &mut missing).await?);
         }
         match missing.is_empty() {
             true => Ok(Self { routes }),
             false => Err(Error::MissingTopics(missing)),
         }
+    }
+
+    /// These routes with those of further topics, if there are any. A topic that cannot be consumed yet is told and left out.
+    pub(super) async fn with(
+        &self,
+        log: &Log,
+        group: &str,
+        topics: &[String],
+        retry: &RetryPolicy,
+    ) -> Result<Option<Self>, Error> {
+        let mut found = HashMap::new();
+        for topic in topics.iter().filter(|topic| !self.routes.contains_key(topic.as_str())) {
+            let mut missing = Vec::new();
+            let checked = checked(log, topic, group, retry, &mut missing).await;
+            match checked {
+                Err(Error::Log(error)) => return Err(error.into()),
+                Err(error) => tracing::error!(group, topic, "a topic matches and is not consumed: {error}"),
+                Ok(_) if !missing.is_empty() => {
+                    let error = Error::MissingTopics(missing);
+                    tracing::error!(group, topic, "a topic matches and is not consumed: {error}");
+                }
+                Ok(routes) => {
+                    tracing::info!(group, topic, "a topic matches and is consumed from now on");
+                    found.extend(routes);
+                }
+            }
+        }
+        if found.is_empty() {
+            return Ok(None);
+        }
+        found.extend(self.routes.clone());
+        Ok(Some(Self { routes: found }))
     }
 
     /// The topics on which records stand first.
@@ -105,6 +117,39 @@ impl Routes {
     pub(super) fn of(&self, topic: &str) -> Option<Arc<Route>> {
         self.routes.get(topic).cloned()
     }
+}
+
+/// The routes of a topic and of those beside it. Topics that do not exist are noted as missing.
+async fn checked(
+    log: &Log,
+    topic: &str,
+    group: &str,
+    retry: &RetryPolicy,
+    missing: &mut Vec<String>,
+) -> Result<Vec<(Arc<str>, Arc<Route>)>, Error> {
+    let mut routes = Vec::new();
+    let Some(source) = described(log, topic, missing).await? else {
+        return Ok(routes);
+    };
+    check_retention(&source, retry.back_off().map(BackOff::longest).unwrap_or_default())?;
+    for (topic, route) in of_topic(topic, group, retry) {
+        let Some(found) = described(log, &topic, missing).await? else {
+            continue;
+        };
+        if found.partitions < source.partitions {
+            return Err(Error::PartitionCounts {
+                left: source.name,
+                left_partitions: source.partitions,
+                right: found.name,
+                right_partitions: found.partitions,
+            });
+        }
+        if let Some(route) = route {
+            check_retention(&found, route.held_for.unwrap_or_default())?;
+            routes.push((topic.into(), Arc::new(route)));
+        }
+    }
+    Ok(routes)
 }
 
 async fn described(log: &Log, topic: &str, missing: &mut Vec<String>) -> Result<Option<TopicDescription>, Error> {

@@ -51,7 +51,8 @@ pub(super) async fn start(
     settings: Arc<ConsumerBuilder>,
     handler: Box<dyn AnyHandler>,
 ) -> Result<ConsumerHandle, Error> {
-    let routes = Routes::new(&log, &settings.group, &settings.topics, &settings.retry).await?;
+    let topics = settings.subscription.names(&log).await?;
+    let routes = Routes::new(&log, &settings.group, &topics, &settings.retry).await?;
     let producer = log.producer(ProducerSettings::default()).await?;
     let operators = Operators::new(&log, &settings.group, producer.clone()).await?;
     let committer = Committer::new(&log, &settings).await?;
@@ -61,14 +62,14 @@ pub(super) async fn start(
     let (requests, asked) = mpsc::channel(WAITING_REQUESTS);
     let stopping = CancellationToken::new();
     let for_handlers = (!committer.is_transactional()).then(|| producer.clone());
-    let runner = Runner {
+    let mut runner = Runner {
         pool: Pool::new(settings.pool, handler, for_handlers),
         dead_letters: DeadLetterCount::new(settings.dead_letter_limit),
         operators,
         rereader: Rereader::new(&log),
         log,
         settings,
-        routes,
+        routes: Arc::new(routes),
         producer,
         committer,
         members,
@@ -79,6 +80,7 @@ pub(super) async fn start(
         drains: Vec::new(),
         stopping: stopping.clone(),
     };
+    runner.look_for_topics();
     let runner = tokio::spawn(runner.run(asked));
     Ok(ConsumerHandle::new(requests, stopping, runner))
 }
@@ -86,7 +88,7 @@ pub(super) async fn start(
 struct Runner {
     log: Log,
     settings: Arc<ConsumerBuilder>,
-    routes: Routes,
+    routes: Arc<Routes>,
     pool: Pool,
     /// For records that go to another topic outside a transaction.
     producer: Producer,
@@ -143,6 +145,8 @@ pub(super) enum Operation {
     Reread(Reread),
     /// What has changed about blocked places is written.
     Published,
+    /// It was looked for topics that match: the routes with them, if there are new ones.
+    Looked(Option<Routes>),
     /// Nothing follows from it.
     Abandoned,
 }
@@ -179,7 +183,7 @@ impl Runner {
                     self.ended(ended);
                 },
                 told = self.operators.next() => self.told(told)?,
-                Some(operation) = self.operations.next() => self.operation(operation)?,
+                Some(operation) = self.operations.next() => self.operation(operation).await?,
                 Some(request) = requests.recv() => self.obey(request),
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => self.wake(),
             }
@@ -263,6 +267,26 @@ impl Runner {
         };
         self.partitions.insert(partition, assigned);
         self.committer.touch();
+    }
+
+    /// Looks for further topics that match, after a while.
+    fn look_for_topics(&mut self) {
+        if self.settings.subscription.pattern.is_none() {
+            return;
+        }
+        let (log, settings, routes) = (self.log.clone(), self.settings.clone(), self.routes.clone());
+        let looking = async move {
+            sleep(settings.subscription.interval).await;
+            let found = async {
+                let topics = settings.subscription.names(&log).await?;
+                routes.with(&log, &settings.group, &topics, &settings.retry).await
+            };
+            Operation::Looked(found.await.unwrap_or_else(|error| {
+                tracing::warn!(group = settings.group, %error, "it is not known whether further topics match; trying on");
+                None
+            }))
+        };
+        self.operations.push(looking.boxed());
     }
 
     fn feed(&mut self, batch: Batch) {
@@ -449,7 +473,7 @@ impl Runner {
         hop.record(partition, record, route.is_source, &why)
     }
 
-    fn operation(&mut self, operation: Operation) -> Result<(), Error> {
+    async fn operation(&mut self, operation: Operation) -> Result<(), Error> {
         match operation {
             Operation::Hopped(partition, epoch, lane) => {
                 if self.of_epoch(&partition, epoch).is_some() {
@@ -478,6 +502,15 @@ impl Runner {
                         );
                     }
                 }
+            }
+            Operation::Looked(found) => {
+                if let Some(routes) = found
+                    && !self.stopping.is_cancelled()
+                {
+                    self.members.subscribe(&routes).await?;
+                    self.routes = Arc::new(routes);
+                }
+                self.look_for_topics();
             }
             Operation::Published => self.operators.published(),
             Operation::Abandoned => {}
