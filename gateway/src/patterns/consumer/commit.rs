@@ -464,3 +464,73 @@ async fn decide(
         result,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::NextOffset;
+    use crate::log::embedded::EmbeddedSettings;
+
+    fn partition(partition: i32) -> TopicPartition {
+        TopicPartition::new("orders", partition)
+    }
+
+    fn offset(next_offset: i64) -> CommittedOffset {
+        CommittedOffset {
+            next_offset: NextOffset(next_offset),
+            metadata: String::new(),
+        }
+    }
+
+    /// A transaction with offset 10 of partitions 0 and 1, and what is committed for them by now.
+    fn asked(committed: [i64; 2]) -> Outcome {
+        let mark = |number| Mark {
+            partition: partition(number),
+            epoch: 1,
+            offset: offset(10),
+        };
+        let sent = |number| Sent {
+            partition: partition(number),
+            epoch: 1,
+            origin: None,
+            record: ProducerRecord::to("checkouts").key(number.to_string()),
+        };
+        Outcome {
+            marks: vec![mark(0), mark(1)],
+            sent: vec![sent(0), sent(1)],
+            unfed: Vec::new(),
+            producer: None,
+            committed: Some(
+                (0..)
+                    .zip(committed)
+                    .map(|(of, at)| (partition(of), Some(offset(at))))
+                    .collect(),
+            ),
+            result: Ok(()),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unknown_end_is_judged_by_a_partition_that_is_still_the_members() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = Log::open_embedded(EmbeddedSettings::new(folder.path()))
+            .await
+            .expect("a log");
+        let settings = ConsumerBuilder::new("group", ["orders"]).guarantee(DeliveryGuarantee::ExactlyOnce);
+        let mut committer = Committer::new(&log, &settings).await.expect("a committer");
+        let waiting = |committer: &Committer| committer.transactions.as_ref().map_or(0, |own| own.window.len());
+        // Partition 0 has moved to a member that went further.
+        let is_current = |of: &TopicPartition, _| of.partition == 1;
+        let (_, result) = committer.end(asked([20, 10]), is_current);
+        result.expect("it was committed");
+        assert_eq!(waiting(&committer), 0, "nothing is sent a second time");
+        let (_, result) = committer.end(asked([10, 5]), is_current);
+        assert!(matches!(result, Err(log::Error::Aborted(_))), "it was not committed");
+        assert_eq!(waiting(&committer), 1, "only what is the member's is sent again");
+        // With nothing left that is the member's there is nothing to send either.
+        committer.forget(&partition(1));
+        let (_, result) = committer.end(asked([0, 0]), |_, _| false);
+        result.expect("nobody minds");
+        assert_eq!(waiting(&committer), 0);
+    }
+}
