@@ -12,8 +12,9 @@ mod operator;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use barnabas_tests::consumer::{At, Crew, Fault, FaultKind, Guarantee, Order, Retry, SOON, assert_once};
+use barnabas_tests::consumer::{At, Crew, Fault, FaultKind, Guarantee, Membership, Order, Retry, SOON, assert_once};
 use barnabas_tests::kafka::KafkaNode;
+use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -42,20 +43,36 @@ enum Trouble {
     PauseShort,
     /// SIGTERM, and a new process in the same slot.
     Restart,
-    /// The broker stands still for all crews.
-    BrokerPause,
-    /// The broker is killed and started again, for all crews.
-    BrokerKill,
 }
 
-fn trouble(random: &mut StdRng) -> Trouble {
-    match random.random_range(0..20) {
-        0..8 => Trouble::Kill,
-        8..12 => Trouble::PauseShort,
-        12..15 => Trouble::PauseLong,
-        15..18 => Trouble::Restart,
-        18 => Trouble::BrokerPause,
-        _ => Trouble::BrokerKill,
+impl Trouble {
+    fn any(random: &mut StdRng) -> Self {
+        match random.random_range(0..18) {
+            0..8 => Self::Kill,
+            8..12 => Self::PauseShort,
+            12..15 => Self::PauseLong,
+            _ => Self::Restart,
+        }
+    }
+}
+
+/// What is done to the broker in one step, for all crews.
+#[derive(Clone, Copy, Debug)]
+enum Outage {
+    /// SIGSTOP.
+    Pause,
+    /// SIGKILL, and it is started again.
+    Kill,
+}
+
+impl Outage {
+    /// In most steps there is none.
+    fn any(random: &mut StdRng) -> Option<Self> {
+        match random.random_range(0..16) {
+            0 => Some(Self::Pause),
+            1 => Some(Self::Kill),
+            _ => None,
+        }
     }
 }
 
@@ -115,20 +132,26 @@ async fn members(brokers: &str) -> Vec<Member> {
         kind,
     };
     let mut members: Vec<Member> = Vec::new();
-    for (role, guarantee, order) in [
-        (Role::Plain, Guarantee::ExactlyOnce, Order::Partition),
-        (Role::Plain, Guarantee::AtMostOnce, Order::Partition),
-        (Role::Blocking, Guarantee::ExactlyOnce, Order::Key),
-        (Role::Blocking, Guarantee::AtLeastOnce, Order::Key),
-        (Role::NonBlocking, Guarantee::ExactlyOnce, Order::Key),
-        (Role::Operated, Guarantee::ExactlyOnce, Order::Key),
-        (Role::StandingStill, Guarantee::AtLeastOnce, Order::Partition),
+    use {Guarantee::*, Membership::*, Order::*};
+    for (role, guarantee, order, membership) in [
+        (Role::Plain, ExactlyOnce, Partition, Dynamic),
+        (Role::Plain, AtMostOnce, Partition, Dynamic),
+        (Role::Blocking, ExactlyOnce, Key, Static),
+        (Role::Blocking, AtLeastOnce, Key, Broker),
+        (Role::NonBlocking, ExactlyOnce, Key, Dynamic),
+        (Role::Operated, ExactlyOnce, Key, Dynamic),
+        (Role::StandingStill, AtLeastOnce, Partition, Dynamic),
     ] {
         // Who stands still does so beside the first.
         let beside = members.first().map(|member| member.crew.input().to_owned());
         let crew = Crew::new(brokers, PARTITIONS, |settings| {
             settings.guarantee = guarantee;
             settings.order = order;
+            settings.membership = membership;
+            if role == Role::Operated {
+                // Keys that wait long are let go and read again.
+                settings.buffer_bytes = Some(20_000);
+            }
             settings.work_max_us = 15_000;
             if guarantee != Guarantee::ExactlyOnce {
                 settings.output = None;
@@ -180,17 +203,25 @@ async fn soak(time: Duration, seed: u64) {
                 member.crew.append(STEP_RECORDS, KEYS).await;
             }
         }
-        tokio::time::sleep(Duration::from_millis(random.random_range(100..1500))).await;
-        let at = random.random_range(0..members.len());
-        let slot = SLOTS[random.random_range(0..SLOTS.len())];
-        let trouble = trouble(&mut random);
-        println!("step {steps}: {trouble:?} {at} {slot}");
-        // What the operator does meets what happens to the crew.
-        let (_, acted) = tokio::join!(
-            make_trouble(trouble, &mut members[at], slot, &node, &mut random),
+        tokio::time::sleep(Duration::from_millis(random.random_range(100..1000))).await;
+        // What the operator does meets what happens to the crews, and both meet what happens to the broker.
+        let mut troubles = Vec::new();
+        for (at, member) in members.iter_mut().enumerate() {
+            let (trouble, slot) = (Trouble::any(&mut random), SLOTS[random.random_range(0..SLOTS.len())]);
+            let seed = random.random();
+            if random.random_range(0..3) == 0 {
+                println!("step {steps}: {trouble:?} {at} {slot}");
+                troubles.push(make_trouble(trouble, member, slot, StdRng::seed_from_u64(seed)));
+            }
+        }
+        let outage = Outage::any(&mut random);
+        let seed = random.random();
+        let (_, (), (asked, answers)) = tokio::join!(
+            join_all(troubles),
+            make_outage(outage, &node, StdRng::seed_from_u64(seed)),
             operator.act()
         );
-        println!("step {steps}: an operator was answered {acted} times");
+        println!("step {steps}: outage {outage:?}, {answers} of {asked} operator's commands were answered");
         for (at, member) in members.iter_mut().enumerate() {
             let crashed = member.crew.restart_crashed();
             if crashed > 0 {
@@ -201,9 +232,8 @@ async fn soak(time: Duration, seed: u64) {
     finish(members, operator).await;
 }
 
-async fn make_trouble(trouble: Trouble, member: &mut Member, slot: &str, node: &KafkaNode, random: &mut StdRng) {
+async fn make_trouble(trouble: Trouble, member: &mut Member, slot: &str, mut random: StdRng) {
     let crew = &mut member.crew;
-    let mut wait = |ms| tokio::time::sleep(Duration::from_millis(random.random_range(ms)));
     match trouble {
         Trouble::Kill => {
             if member.role == Role::StandingStill {
@@ -216,29 +246,39 @@ async fn make_trouble(trouble: Trouble, member: &mut Member, slot: &str, node: &
         }
         Trouble::PauseLong => {
             crew.worker(slot).pause();
-            wait(3000..5000).await;
+            wait(&mut random, 3000..5000).await;
             crew.worker(slot).resume();
         }
         Trouble::PauseShort => {
             crew.worker(slot).pause();
-            wait(50..1000).await;
+            wait(&mut random, 50..1000).await;
             crew.worker(slot).resume();
         }
         Trouble::Restart => {
-            tokio::task::block_in_place(|| crew.stop(slot));
+            crew.stop_meanwhile(slot).await;
             crew.start(slot);
         }
-        Trouble::BrokerPause => {
+    }
+}
+
+async fn make_outage(outage: Option<Outage>, node: &KafkaNode, mut random: StdRng) {
+    match outage {
+        None => {}
+        Some(Outage::Pause) => {
             node.pause();
-            wait(500..6000).await;
+            wait(&mut random, 500..6000).await;
             node.resume();
         }
-        Trouble::BrokerKill => {
-            tokio::task::block_in_place(|| node.kill());
-            wait(0..3000).await;
+        Some(Outage::Kill) => {
+            node.kill();
+            wait(&mut random, 0..3000).await;
             tokio::task::block_in_place(|| node.restart());
         }
     }
+}
+
+async fn wait(random: &mut StdRng, ms: std::ops::Range<u64>) {
+    tokio::time::sleep(Duration::from_millis(random.random_range(ms))).await;
 }
 
 /// Lets all get to their ends, and judges.

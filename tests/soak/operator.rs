@@ -36,9 +36,9 @@ impl Operator {
         }
     }
 
-    /// Looks at a few of those that stand still; how often there was an answer.
-    pub async fn act(&mut self) -> usize {
-        let mut answers = 0;
+    /// Looks at a few of those that stand still; how often something was asked for, and how often there was an answer.
+    pub async fn act(&mut self) -> (usize, usize) {
+        let (mut asked, mut answers) = (0, 0);
         for blocked in self.blocked().await.into_iter().take(ACTIONS) {
             let action = match (blocked.state, self.random.random_range(0..10)) {
                 (BlockedState::Ignoring, _) => Action::Block,
@@ -47,9 +47,10 @@ impl Operator {
                 (BlockedState::Blocked, 6) => Action::Ignore,
                 (BlockedState::Blocked, _) => Action::DeadLetter,
             };
+            asked += 1;
             answers += usize::from(self.ask(action, &blocked).await);
         }
-        answers
+        (asked, answers)
     }
 
     /// Passes over what still stands still, until the group has done everything.

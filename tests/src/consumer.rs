@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use barnabas::log::embedded::EmbeddedSettings;
 use barnabas::log::kafka::KafkaSettings;
-use barnabas::log::{Log, ProducerRecord, ProducerSettings, TopicSpec};
+use barnabas::log::{GroupProtocol, Log, Producer, ProducerRecord, ProducerSettings, TopicSpec};
 use barnabas::patterns::consumer::{ConsumerBuilder, DeliveryGuarantee, ProcessingOrder};
 use barnabas::patterns::retry::{BackOff, RetryPolicy, RetryTopics};
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 use crate::conformance::{make_topic, unique};
 use crate::oracle::{OracleRecord, committed_embedded, committed_kafka, read_embedded, read_kafka};
-use crate::process::{Process, program};
+use crate::process::{Process, STOP_TIMEOUT, program};
 
 /// Within it everything that a test waits for has happened.
 pub const SOON: Duration = Duration::from_secs(120);
@@ -56,6 +56,8 @@ pub struct WorkerSettings {
     pub pool: usize,
     /// The slot of its transactional id.
     pub slot: String,
+    /// How it is a member of its group.
+    pub membership: Membership,
     /// As [`ConsumerBuilder::session_timeout`].
     pub session_timeout_ms: u64,
     /// As [`ConsumerBuilder::drain_timeout`].
@@ -64,6 +66,8 @@ pub struct WorkerSettings {
     pub commit_interval_ms: u64,
     /// As [`ConsumerBuilder::handler_timeout`].
     pub handler_timeout_ms: Option<u64>,
+    /// As [`ConsumerBuilder::buffer_bytes`].
+    pub buffer_bytes: Option<usize>,
     /// As [`KafkaSettings::transaction_timeout`].
     pub transaction_timeout_ms: u64,
     /// Further settings of librdkafka.
@@ -83,6 +87,17 @@ pub enum Order {
     Partition,
     Key,
     Unordered,
+}
+
+/// How a worker is a member of its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Membership {
+    /// For as long as it runs.
+    Dynamic,
+    /// Under its slot, over restarts.
+    Static,
+    /// With the partitions that the broker assigns.
+    Broker,
 }
 
 /// As [`DeliveryGuarantee`].
@@ -188,6 +203,15 @@ impl WorkerSettings {
             .session_timeout(ms(self.session_timeout_ms))
             .drain_timeout(ms(self.drain_timeout_ms))
             .commit_interval(ms(self.commit_interval_ms));
+        let builder = match self.membership {
+            Membership::Dynamic => builder,
+            Membership::Static => builder.instance_id(&self.slot),
+            Membership::Broker => builder.protocol(GroupProtocol::Consumer),
+        };
+        let builder = match self.buffer_bytes {
+            Some(bytes) => builder.buffer_bytes(bytes),
+            None => builder,
+        };
         match self.handler_timeout_ms {
             Some(timeout) => builder.handler_timeout(ms(timeout)),
             None => builder,
@@ -267,7 +291,7 @@ pub struct Crew {
     /// Partitions of the topics.
     pub partitions: i32,
     /// `None`: an embedded one, which one process at a time may have open.
-    log: Option<Log>,
+    log: Option<(Log, Producer)>,
     next: u64,
     workers: BTreeMap<String, Process>,
     ledger: Mutex<Ledger>,
@@ -307,10 +331,12 @@ impl Crew {
             retry: Retry::None,
             pool: 8,
             slot: String::new(),
+            membership: Membership::Dynamic,
             session_timeout_ms: 1500,
             drain_timeout_ms: 3000,
             commit_interval_ms: 50,
             handler_timeout_ms: None,
+            buffer_bytes: None,
             transaction_timeout_ms: 10_000,
             overrides: BTreeMap::new(),
             work_max_us: 0,
@@ -319,6 +345,7 @@ impl Crew {
         };
         change(&mut settings);
         let log = settings.open().await.expect("a log");
+        let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
         for topic in settings.topics.iter().chain(&settings.output) {
             make_topic(&log, TopicSpec::new(topic.as_str(), partitions)).await;
         }
@@ -335,7 +362,7 @@ impl Crew {
             killed_at_work: Vec::new(),
             folder,
         };
-        crew.put_back(log).await;
+        crew.put_back((log, producer)).await;
         crew
     }
 
@@ -343,19 +370,21 @@ impl Crew {
         self.settings.log.starts_with('/')
     }
 
-    /// The log, open.
-    async fn take_log(&mut self) -> Log {
-        match self.log.take() {
-            Some(log) => log,
-            None => self.settings.open().await.expect("a log"),
+    /// The log, open, and a producer on it.
+    async fn take_log(&mut self) -> (Log, Producer) {
+        if let Some(open) = self.log.take() {
+            return open;
         }
+        let log = self.settings.open().await.expect("a log");
+        let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+        (log, producer)
     }
 
     /// Keeps the log for the next time, or lets a worker have it.
-    async fn put_back(&mut self, log: Log) {
+    async fn put_back(&mut self, (log, producer): (Log, Producer)) {
         match self.is_embedded() {
             true => log.close().await,
-            false => self.log = Some(log),
+            false => self.log = Some((log, producer)),
         }
     }
 
@@ -376,7 +405,8 @@ impl Crew {
 
     /// The log, which has to be Kafka.
     pub fn log(&self) -> &Log {
-        self.log.as_ref().expect("an embedded one is a worker's")
+        let (log, _) = self.log.as_ref().expect("an embedded one is a worker's");
+        log
     }
 
     /// Takes note of records that another crew has appended to the topic.
@@ -391,8 +421,7 @@ impl Crew {
 
     /// Appends numbered records whose keys are the numbers modulo `keys`.
     pub async fn append(&mut self, count: u64, keys: u64) {
-        let log = self.take_log().await;
-        let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+        let (log, producer) = self.take_log().await;
         let mut deliveries = Vec::new();
         for number in self.next..self.next + count {
             let key = format!("k{}", number % keys);
@@ -403,20 +432,17 @@ impl Crew {
             delivery.await.expect("appended");
         }
         self.next += count;
-        drop(producer);
-        self.put_back(log).await;
+        self.put_back((log, producer)).await;
     }
 
     /// Appends a record that handlers make nothing of.
     pub async fn append_unreadable(&mut self, value: &str) {
-        let log = self.take_log().await;
-        let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+        let (log, producer) = self.take_log().await;
         let record = ProducerRecord::to(self.input())
             .key("unreadable")
             .value(value.to_owned());
         producer.append(record).await.expect("appended");
-        drop(producer);
-        self.put_back(log).await;
+        self.put_back((log, producer)).await;
     }
 
     /// Starts a worker in a slot.
@@ -512,6 +538,27 @@ impl Crew {
     /// Asks the worker of a slot to stop, and waits for it.
     pub fn stop(&mut self, slot: &str) {
         self.workers.remove(slot).expect("a worker in this slot").stop();
+    }
+
+    /// As [`Crew::stop`], while the test does other things.
+    pub async fn stop_meanwhile(&mut self, slot: &str) {
+        let mut worker = self.workers.remove(slot).expect("a worker in this slot");
+        worker.terminate();
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        let status = loop {
+            if let Some(status) = worker.try_wait() {
+                break Some(status);
+            }
+            if Instant::now() > deadline {
+                break None;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        assert!(
+            status.is_some_and(|status| status.success()),
+            "{slot} was asked to stop and ended with {status:?}\n{}",
+            worker.last_output()
+        );
     }
 
     /// Asks all to stop.

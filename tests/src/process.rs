@@ -90,12 +90,17 @@ impl Process {
         self.end_now();
     }
 
+    /// Asks it to stop (SIGTERM).
+    pub fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
     /// Asks it to stop (SIGTERM) and waits for it.
     ///
     /// # Panics
     /// If it does not stop, or not with exit status 0.
     pub fn stop(mut self) {
-        self.signal(libc::SIGTERM);
+        self.terminate();
         let status = self.wait(STOP_TIMEOUT);
         assert!(
             status.is_some_and(|status| status.success()),

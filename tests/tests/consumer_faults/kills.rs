@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use barnabas_tests::consumer::{At, Crew, Fault, FaultKind, Guarantee, Order, Retry, SOON, WorkerSettings};
+use barnabas_tests::consumer::{At, Crew, Fault, FaultKind, Guarantee, Membership, Order, Retry, SOON, WorkerSettings};
 use barnabas_tests::kafka::brokers;
 use rand::RngExt as _;
 
-use super::{kills, seeded};
+use super::{kills, seeded, setting};
 
 const SLOTS: [&str; 3] = ["a", "b", "c"];
 const KEYS: u64 = 60;
@@ -64,6 +64,38 @@ async fn kafka_exactly_once_by_keys_with_retries_and_crashes_stays_so_under_rand
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn kafka_exactly_once_stays_so_for_instances_that_keep_their_partitions_over_kills() {
+    let mut crew = crew_after_kills("exactly once, static", |settings| {
+        settings.membership = Membership::Static;
+        settings.order = Order::Key;
+        // Each partition holds more than this: keys that wait are let go and read again.
+        settings.buffer_bytes = Some(10_000);
+        settings.retry = Retry::Blocking(200);
+        settings.faults = vec![Fault {
+            at: At::Every(7),
+            attempts: 2,
+            until: None,
+            kind: FaultKind::Fail,
+        }];
+    })
+    .await;
+    crew.assert_offsets(&[]);
+    crew.stop_all();
+    crew.assert_exactly_once();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_exactly_once_stays_so_when_the_broker_assigns_partitions_under_kills() {
+    let mut crew = crew_after_kills("exactly once, broker", |settings| {
+        settings.membership = Membership::Broker;
+    })
+    .await;
+    crew.assert_offsets(&[]);
+    crew.stop_all();
+    crew.assert_exactly_once();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn kafka_at_least_once_loses_nothing_under_random_kills() {
     let mut crew = crew_after_kills("at least once", |settings| {
         settings.guarantee = Guarantee::AtLeastOnce;
@@ -101,19 +133,22 @@ async fn kafka_no_committed_offset_is_above_an_unfinished_record_after_a_kill() 
         settings.session_timeout_ms = 1000;
     })
     .await;
-    for _ in 0..5 {
-        crew.append(800, 800).await;
+    // Each starts alone, when the session of the one before is over.
+    let kills = setting("BARNABAS_TEST_KILLS").unwrap_or(5);
+    for _ in 0..kills {
+        crew.top_up(800).await;
         let before = crew.count("done");
         crew.start("a");
-        let more = random.random_range(1..500);
+        let more = random.random_range(1..400);
         crew.until("some are done", SOON, |crew| crew.count("done") > before + more)
             .await;
-        crew.kill("a");
+        crew.kill_at_work("a", 800).await;
         crew.assert_offsets(&[]);
     }
     crew.start("a");
     crew.caught_up().await;
     crew.stop_all();
+    crew.assert_kills_told(usize::try_from(kills).expect("a small number"));
     crew.assert_at_least_once();
 }
 
