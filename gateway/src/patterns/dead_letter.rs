@@ -198,6 +198,8 @@ pub async fn list(
     let mut newest: BinaryHeap<Reverse<(i64, Place)>> = BinaryHeap::new();
     let mut found: HashMap<Place, DeadLetter> = HashMap::new();
     let mut is_more = false;
+    // The times of a partition may go back, as its owners' clocks differ. Its records do not: where the list goes on is an offset.
+    let mut times: HashMap<i32, i64> = HashMap::new();
     let mut scan = Scan::new(log, &letters).await?;
     while let Some(batch) = scan.next().await? {
         let partition = batch.partition.partition;
@@ -212,7 +214,9 @@ pub async fn list(
             if !is_wanted(&letter) {
                 continue;
             }
-            newest.push(Reverse((letter.record.timestamp_ms, place)));
+            let time = times.entry(partition).or_insert(i64::MIN);
+            *time = letter.record.timestamp_ms.max(*time);
+            newest.push(Reverse((*time, place)));
             found.insert(place, letter);
             if newest.len() > most
                 && let Some(Reverse((_, oldest))) = newest.pop()

@@ -240,6 +240,38 @@ async fn an_operator_looks_through_dead_letters_and_redrives_them() {
 }
 
 #[tokio::test]
+async fn pages_of_dead_letters_leave_out_none_when_clocks_differ() {
+    let gateway = Gateway::start().await;
+    let group = Group::start(&gateway, RetryPolicy::None).await;
+    let topic = format!("{}.{}.dlt", group.topic, group.name);
+    let producer = gateway.log.producer(ProducerSettings::default()).await;
+    let producer = producer.expect("a producer");
+    let now_ms = 1_790_000_000_000;
+    for (number, behind_ms) in [0, 5000, 1000, 9000, 0, 4000].into_iter().enumerate() {
+        let mut record = ProducerRecord::to(topic.as_str())
+            .partition(i32::from(number == 2))
+            .value(number.to_string());
+        record.timestamp_ms = Some(now_ms - behind_ms);
+        producer.append(record).await.expect("appended");
+    }
+    let there = |body: &Value| body["topics"][0]["records"] == 6;
+    until(&gateway, "/v1/admin/dead-letters", there).await;
+    let mut seen = Vec::new();
+    let mut path = format!("/v1/admin/dead-letters/{topic}?limit=2");
+    loop {
+        let page = gateway.get(&path, &[]).await.json();
+        let values = page["records"].as_array().expect("records").iter();
+        seen.extend(values.map(|record| record["value"].as_str().expect("text").to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        path = format!("/v1/admin/dead-letters/{topic}?limit=2&before={next}");
+    }
+    seen.sort();
+    assert_eq!(seen, ["0", "1", "2", "3", "4", "5"]);
+    group.consumer.shutdown().await.expect("a good end");
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn retry_topics_say_what_waits_and_until_when() {
     let gateway = Gateway::start().await;
     let topics = RetryTopics::new([Duration::from_secs(600)]);
