@@ -106,15 +106,16 @@ function lettersChanged(topic) {
   lists.deadLetters.soon(SOON_MS);
 }
 
-/** Events are gone, so what they would have told is asked for. */
+/** Events are gone, or were not listened for, so what they would have told is asked for. */
 function askAgain() {
-  for (const list of Object.values(lists)) list.soon(0);
+  for (const list of Object.values(lists)) list.soon(SOON_MS);
 }
 
 /** @param {import("../barnabas/barnabas.d.ts").State} state */
 function showConnection(state) {
   const shown = element("connection");
   shown.dataset.state = state.name;
+  if (state.name === "open") askAgain();
   if (state.name === "open") setText(shown, "live");
   else if (state.name === "waiting") setText(shown, `reconnecting in ${Math.max(1, Math.round(state.retryMs / 1000))} s`);
   else if (state.name === "closed") setText(shown, `disconnected: ${state.reason}`);

@@ -142,6 +142,46 @@ function operate(brokers) {
     await until("nothing is left behind", async () => (await group("billing").locator(".lag").textContent()) === "0");
   });
 
+  test("more dead letters than a page has are turned through, and acted on together", async () => {
+    for (let i = 1; i <= 120; i++) groups.append("renewals", `user-${i}`, `hopeless ${i}`);
+    const topic = own(page, "#dead-letters .list tr").filter({ hasText: "renewals" });
+    await topic.locator(".waiting", { hasText: /^120$/ }).waitFor();
+    await topic.getByRole("button").click();
+    const letters = page.getByRole("region", { name: ".dlt" });
+    const keys = () => letters.locator("tbody .key").allTextContents();
+    const seen = [];
+    for (const range of ["1–50 of 120", "51–100 of 120", "101–120 of 120"]) {
+      await letters.getByText(range, { exact: true }).waitFor();
+      seen.push(...(await keys()));
+      if (seen.length < 120) await letters.getByRole("button", { name: "Older" }).click();
+    }
+    assert.equal(new Set(seen).size, 120);
+    assert.ok(await letters.getByRole("button", { name: "Older" }).isDisabled());
+    await letters.getByRole("button", { name: "Newer" }).click();
+    await letters.getByText("51–100 of 120", { exact: true }).waitFor();
+    assert.deepEqual(await keys(), seen.slice(50, 100));
+
+    await letters.getByLabel("Select all of this page").check();
+    await letters.getByRole("button", { name: "Discard 50 selected" }).click();
+    await confirm("Cancel");
+    await letters.getByLabel("Select partition").first().uncheck();
+    await letters.getByRole("button", { name: "Discard 49 selected" }).click();
+    await confirm("Discard 49");
+    await introduce("eve");
+    await letters.getByText("49 dead letters discarded.").waitFor();
+    await letters.getByLabel("Filter").fill("hopeless 1");
+    await letters.getByRole("button", { name: "Find" }).click();
+    const discarded = new Set(seen.slice(51, 100));
+    const left = seen.filter((key) => key.startsWith("user-1") && !discarded.has(key)).length;
+    await letters.getByText(`of ${left}`).waitFor();
+    groups.heal();
+    await letters.getByRole("button", { name: "Redrive all found" }).click();
+    await confirm(`Redrive ${left}`);
+    await letters.getByText(`${left} dead letters redriven.`).waitFor();
+    await until("they are handled", () => groups.handled.length === left);
+    await topic.locator(".waiting", { hasText: new RegExp(`^${71 - left}$`) }).waitFor();
+  });
+
   test("what waits on a retry topic is told until when, on a narrow screen in the dark", async () => {
     await page.setViewportSize({ width: 360, height: 740 });
     await page.emulateMedia({ colorScheme: "dark" });
