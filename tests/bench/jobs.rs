@@ -1,10 +1,11 @@
 //! Measures how a gateway takes in jobs and events: `cargo run --release -p barnabas-tests --bin bench-jobs [-- [--kafka HOST:PORT] [--only CASE]]`.
 //!
 //! The gateway is the release binary in a process of its own (`cargo build --release -p barnabas` first), on the embedded log in a
-//! temporary folder or on the brokers given; client and gateway share the machine. Three cases, each with a gateway of its own:
-//! `small`, many small jobs; `beside`, small jobs and events while one large file is taken in, three times; `memory`, what a 1 GiB
+//! temporary folder or on the brokers given; client and gateway share the machine. Four cases, each with a gateway of its own:
+//! `small`, many small jobs; `keyed`, the same, each with an `Idempotency-Key`; `beside`, small jobs and events while one large file is taken in, three times; `memory`, what a 1 GiB
 //! file costs.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -40,17 +41,18 @@ async fn main() -> Result<()> {
         match (name.as_str(), arguments.next()) {
             ("--kafka", Some(value)) => brokers = Some(value),
             ("--only", Some(value)) => only = Some(value),
-            _ => return Err("usage: bench-jobs [--kafka HOST:PORT] [--only small|beside|memory]".into()),
+            _ => return Err("usage: bench-jobs [--kafka HOST:PORT] [--only small|keyed|beside|memory]".into()),
         }
     }
     println!("log: {}", if brokers.is_some() { "Kafka" } else { "embedded" });
-    for case in ["small", "beside", "memory"] {
+    for case in ["small", "keyed", "beside", "memory"] {
         if only.as_ref().is_some_and(|only| only != case) {
             continue;
         }
         let gateway = Gateway::start(brokers.as_deref()).await?;
         match case {
-            "small" => small_jobs(&gateway).await?,
+            "small" => small_jobs(&gateway, "small jobs", |request| Cow::Borrowed(request)).await?,
+            "keyed" => small_jobs(&gateway, "small jobs with keys", with_key).await?,
             "beside" => beside_a_large_upload(&gateway).await?,
             _ => memory(&gateway).await?,
         }
@@ -59,8 +61,8 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// 200 clients post jobs of 20 rows as fast as they are answered.
-async fn small_jobs(gateway: &Gateway) -> Result<()> {
+/// 200 clients post jobs of 20 rows as fast as they are answered, each request as `next` makes it of the client's own.
+async fn small_jobs(gateway: &Gateway, what: &str, next: fn(&[u8]) -> Cow<'_, [u8]>) -> Result<()> {
     let begin = Instant::now() + WARM_UP;
     let clients: Vec<_> = (0..SMALL_JOB_CLIENTS)
         .map(|client| {
@@ -68,11 +70,11 @@ async fn small_jobs(gateway: &Gateway) -> Result<()> {
             tokio::spawn(async move {
                 let mut client = Client::connect(address).await?;
                 while Instant::now() < begin {
-                    client.post(&request).await?;
+                    client.post(&next(&request)).await?;
                 }
                 let mut latencies = Vec::new();
                 while begin.elapsed() < SMALL_JOB_TIME {
-                    latencies.push(client.post(&request).await?);
+                    latencies.push(client.post(&next(&request)).await?);
                 }
                 Result::Ok(latencies)
             })
@@ -84,7 +86,7 @@ async fn small_jobs(gateway: &Gateway) -> Result<()> {
     }
     let per_second = latencies.len() as f64 / begin.elapsed().as_secs_f64();
     println!(
-        "small jobs, {SMALL_JOB_CLIENTS} clients: {per_second:.0} jobs/s, {}",
+        "{what}, {SMALL_JOB_CLIENTS} clients: {per_second:.0} jobs/s, {}",
         percentiles(latencies)
     );
     Ok(())
@@ -205,6 +207,16 @@ fn request(path: &str, media_type: &str, body: &str) -> Vec<u8> {
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n\r\n{body}"
     )
     .into_bytes()
+}
+
+/// The request with a new key.
+fn with_key(request: &[u8]) -> Cow<'_, [u8]> {
+    let line = request
+        .windows(2)
+        .position(|bytes| bytes == b"\r\n")
+        .map_or(0, |at| at + 2);
+    let key = format!("Idempotency-Key: {:032x}\r\n", rand::random::<u128>());
+    [&request[..line], key.as_bytes(), &request[line..]].concat().into()
 }
 
 fn percentiles(mut latencies: Vec<Duration>) -> String {

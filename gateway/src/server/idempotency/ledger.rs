@@ -424,3 +424,182 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics while one is held; what it guards is whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{CleanupPolicy, Headers, NextOffset, Record, TopicId, TopicPartition};
+    use crate::server::idempotency::{Answer, Fingerprinter};
+    use http::{HeaderMap, Method, Uri};
+
+    const PATIENCE: Duration = Duration::from_secs(3);
+
+    /// A ledger that is told what stands on its topic.
+    struct Bench {
+        ledger: Ledger,
+        next_offset: i64,
+        folder: tempfile::TempDir,
+    }
+
+    fn topic() -> TopicDescription {
+        TopicDescription {
+            name: "keys".to_owned(),
+            id: TopicId([1; 16]),
+            partitions: 1,
+            cleanup: CleanupPolicy::Delete,
+            retention: None,
+            max_message_bytes: 1,
+        }
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            Self {
+                ledger: Ledger::open(folder.path(), topic()).expect("a ledger"),
+                next_offset: 0,
+                folder,
+            }
+        }
+
+        /// The gateway starts again.
+        fn restart(&mut self) {
+            self.ledger = Ledger::open(self.folder.path(), topic()).expect("a ledger");
+            let positions = self.ledger.load().expect("positions");
+            assert_eq!(positions[&0], self.next_offset);
+        }
+
+        fn say(&mut self, at_ms: i64, note: &Note) {
+            let record = note.record("keys", "k", at_ms);
+            let record = Record {
+                offset: self.next_offset,
+                timestamp_ms: at_ms,
+                key: record.key,
+                value: record.value,
+                headers: Headers::new(),
+            };
+            self.next_offset += 1;
+            let batch = Batch {
+                partition: TopicPartition::new("keys", 0),
+                records: vec![record],
+                next_offset: NextOffset(self.next_offset),
+                caught_up: true,
+            };
+            self.ledger.apply(&batch, false).expect("applied");
+        }
+
+        /// Whether a claim wins, loses to another or finds an answer.
+        fn claim(&mut self, at_ms: i64, claim: &Claim) -> &'static str {
+            let mut verdict = self.ledger.verdict(claim);
+            self.say(at_ms, &Note::Claimed(claim.clone()));
+            match verdict.receiver.try_recv().expect("a verdict") {
+                Verdict::Won => "won",
+                Verdict::Lost(Standing::Claimed(_)) => "claimed",
+                Verdict::Lost(Standing::Answered(_)) => "answered",
+            }
+        }
+
+        fn ended(&self) -> CancellationToken {
+            lock(&self.ledger.0.live)["k"].ended.clone()
+        }
+
+        fn doubtful(&self) -> Vec<String> {
+            let doubtful = self.ledger.doubtful().into_values().flatten();
+            doubtful.map(|(_, claim)| claim).collect()
+        }
+    }
+
+    fn claim_of(producer: &str) -> Claim {
+        Claim::new(producer, "1", PATIENCE)
+    }
+
+    fn answered(until_ms: i64) -> Note {
+        let request = Fingerprinter::new(&Method::POST, &Uri::from_static("/"), &HeaderMap::new());
+        Note::Answered(Answered {
+            fingerprint: request.finish(),
+            answer: Answer { job: None, token: None },
+            until_ms,
+        })
+    }
+
+    fn released(claim: &Claim) -> Note {
+        let claim = claim.id.clone();
+        Note::Released { claim }
+    }
+
+    #[test]
+    fn the_first_claim_holds_its_key_until_it_is_answered_or_released() {
+        let mut bench = Bench::new();
+        let (first, second, third) = (claim_of("a"), claim_of("b"), claim_of("c"));
+        assert_eq!(bench.claim(1, &first), "won");
+        assert_eq!(bench.claim(2, &second), "claimed");
+        let ended = bench.ended();
+        bench.say(3, &released(&second));
+        assert!(!ended.is_cancelled(), "another claim's release");
+        bench.say(4, &released(&first));
+        assert!(ended.is_cancelled());
+        assert_eq!(bench.claim(5, &third), "won", "who has lost does not inherit");
+        let ended = bench.ended();
+        bench.say(6, &answered(1000));
+        assert!(ended.is_cancelled());
+        assert_eq!(bench.claim(7, &claim_of("d")), "answered");
+    }
+
+    #[test]
+    fn a_release_behind_the_answer_means_nothing() {
+        let mut bench = Bench::new();
+        let claim = claim_of("a");
+        assert_eq!(bench.claim(1, &claim), "won");
+        bench.say(2, &answered(1000));
+        bench.say(3, &released(&claim));
+        bench.say(4, &Note::Claimed(claim));
+        assert_eq!(bench.claim(5, &claim_of("b")), "answered");
+    }
+
+    #[test]
+    fn a_key_is_free_from_the_end_of_its_time_on_by_the_clock_of_the_log() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.claim(1, &claim_of("a")), "won");
+        bench.say(2, &answered(1000));
+        assert_eq!(bench.claim(999, &claim_of("b")), "answered");
+        assert_eq!(bench.claim(1000, &claim_of("c")), "won");
+    }
+
+    #[test]
+    fn claims_and_answers_survive_a_restart() {
+        let mut bench = Bench::new();
+        let first = claim_of("a");
+        assert_eq!(bench.claim(1, &first), "won");
+        bench.restart();
+        assert_eq!(bench.claim(2, &claim_of("b")), "claimed");
+        bench.say(3, &answered(1000));
+        bench.restart();
+        assert_eq!(bench.claim(4, &claim_of("c")), "answered");
+    }
+
+    #[test]
+    fn claims_of_this_nodes_earlier_producers_are_doubted_at_once_and_those_of_its_present_ones_never() {
+        let mut bench = Bench::new();
+        let claim = claim_of("own");
+        bench.ledger.set_incarnation("own", Some("1".to_owned()));
+        assert_eq!(bench.claim(1, &claim), "won");
+        lock(&bench.ledger.0.live).get_mut("k").expect("a claim").doubted_from = Instant::now();
+        assert!(bench.doubtful().is_empty());
+        bench.ledger.set_incarnation("own", None);
+        assert!(bench.doubtful().is_empty(), "its transaction may still be committed");
+        bench.ledger.set_incarnation("own", Some("2".to_owned()));
+        assert_eq!(bench.doubtful(), [claim.id]);
+    }
+
+    #[test]
+    fn claims_of_other_nodes_are_doubted_when_they_are_silent() {
+        let mut bench = Bench::new();
+        let claim = claim_of("other");
+        assert_eq!(bench.claim(1, &claim), "won");
+        assert!(bench.doubtful().is_empty());
+        lock(&bench.ledger.0.live).get_mut("k").expect("a claim").doubted_from = Instant::now();
+        assert_eq!(bench.doubtful(), std::slice::from_ref(&claim.id));
+        bench.say(2, &Note::Claimed(claim));
+        assert!(bench.doubtful().is_empty(), "it has said that it lives");
+    }
+}
