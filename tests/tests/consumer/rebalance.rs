@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use barnabas::log::{Error, GroupEvent, GroupMember, GroupProtocol, GroupSettings, NextOffset, TopicPartition};
-use barnabas::patterns::consumer::{ConsumerHandle, ProcessingOrder};
+use barnabas::patterns::consumer::{ConsumerHandle, DeliveryGuarantee, ProcessingOrder};
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
 use futures_util::future::BoxFuture;
@@ -15,6 +15,8 @@ use super::support::{Bench, Call, Calls, nothing, within};
 on_both_logs!(
     members_that_come_and_go_lose_and_repeat_nothing,
     members_of_the_newer_protocol_that_come_and_go_lose_and_repeat_nothing,
+    transactions_of_members_that_come_and_go_lose_and_repeat_nothing,
+    transactions_of_members_of_the_newer_protocol_lose_and_repeat_nothing,
     a_handler_that_runs_past_the_bound_is_not_waited_for,
     a_partition_that_was_paused_goes_on_at_its_next_owner,
 );
@@ -35,14 +37,22 @@ async fn until_owned(consumer: &ConsumerHandle, partitions: usize) {
 }
 
 async fn members_that_come_and_go_lose_and_repeat_nothing(engine: Engine) {
-    come_and_go(engine, GroupProtocol::Classic).await;
+    come_and_go(engine, GroupProtocol::Classic, DeliveryGuarantee::AtLeastOnce).await;
 }
 
 async fn members_of_the_newer_protocol_that_come_and_go_lose_and_repeat_nothing(engine: Engine) {
-    come_and_go(engine, GroupProtocol::Consumer).await;
+    come_and_go(engine, GroupProtocol::Consumer, DeliveryGuarantee::AtLeastOnce).await;
 }
 
-async fn come_and_go(engine: Engine, protocol: GroupProtocol) {
+async fn transactions_of_members_that_come_and_go_lose_and_repeat_nothing(engine: Engine) {
+    come_and_go(engine, GroupProtocol::Classic, DeliveryGuarantee::ExactlyOnce).await;
+}
+
+async fn transactions_of_members_of_the_newer_protocol_lose_and_repeat_nothing(engine: Engine) {
+    come_and_go(engine, GroupProtocol::Consumer, DeliveryGuarantee::ExactlyOnce).await;
+}
+
+async fn come_and_go(engine: Engine, protocol: GroupProtocol, guarantee: DeliveryGuarantee) {
     let bench = Arc::new(Bench::new(engine, 6).await);
     const COUNT: usize = 3000;
     let calls = Calls::default();
@@ -52,8 +62,11 @@ async fn come_and_go(engine: Engine, protocol: GroupProtocol) {
             Ok(())
         })
     };
-    let builder = || bench.builder().order(ProcessingOrder::Key).protocol(protocol);
-    let first = bench.note(builder(), &calls, work).await;
+    let builder = |slot: &str| {
+        let builder = bench.builder().order(ProcessingOrder::Key).protocol(protocol);
+        builder.guarantee(guarantee).slot(slot)
+    };
+    let first = bench.note(builder("1"), &calls, work).await;
     let writer = tokio::spawn({
         let bench = bench.clone();
         async move {
@@ -64,9 +77,9 @@ async fn come_and_go(engine: Engine, protocol: GroupProtocol) {
         }
     });
     until_owned(&first, 6).await;
-    let second = bench.note(builder(), &calls, work).await;
+    let second = bench.note(builder("2"), &calls, work).await;
     until_owned(&second, 3).await;
-    let third = bench.note(builder(), &calls, work).await;
+    let third = bench.note(builder("3"), &calls, work).await;
     until_owned(&third, 2).await;
     first.shutdown().await.expect("a good end");
     until_owned(&second, 3).await;

@@ -231,7 +231,10 @@ async fn settle(
         }
     };
     let (source, group) = source_of(&app.log, topic).await?;
-    let settled = dead_letter::settle(&app.log, &source, &group, &selection, action, &operator(headers)).await;
+    let (log, by) = (app.log.clone(), operator(headers));
+    // It goes on when the client does not wait for its end: broken off on its way to a producer it would fence the next one.
+    let settling = async move { dead_letter::settle(&log, &source, &group, &selection, action, &by).await };
+    let settled = app.tasks.spawn(settling).await.map_err(Error::internal)?;
     match settled {
         Ok(records) => Ok(Json(json!({ "records": records }))),
         Err(crate::patterns::Error::Log(crate::log::Error::Fenced(_))) => {
