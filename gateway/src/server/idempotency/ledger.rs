@@ -1,9 +1,8 @@
-//! The ledger: the topic of keys, folded in its order. It says who may do a request, and ends claims that nobody will answer.
+//! The ledger: the topic of keys, folded in its order. It says who may do a request.
 //!
 //! ```text
 //! the topic ═══▶ apply: one batch, one transaction of the file ─▶ verdicts to the lanes that wait for their claims
-//!     ▲                     └─ claims that are live, in memory ─▶ warden: fence the claim's producer, then release it
-//!     └──────────────────────────────────────────────────────────────┘
+//!                           └─ claims that are live, in memory ─▶ the warden's doubts
 //! ```
 //! Invariant: the file and the live claims are what the topic says up to the positions in the file, and every node that folds
 //! the same records comes to the same end: nothing but the log decides.
@@ -28,9 +27,6 @@ const FILE: &str = "idempotency.sqlite";
 
 /// How long the ledger rests after a failure.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// How often the warden looks at live claims while there are some.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// A doubt is delayed by up to this, so that of several nodes one is first and the others see what it has found.
 const DOUBT_JITTER_MS: u64 = 500;
@@ -276,38 +272,24 @@ impl Ledger {
         Ok(())
     }
 
-    /// Ends claims that will never be answered, until `ended`: those of earlier incarnations of this node's producers, and those
-    /// of others that are silent for too long, after these were fenced.
-    pub(super) async fn guard(self, log: Log, producer: Producer, ended: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = ended.cancelled() => return,
-                () = self.0.appeared.notified() => {}
-            }
-            while !lock(&self.0.live).is_empty() {
-                let before = Instant::now();
-                tokio::select! {
-                    () = ended.cancelled() => return,
-                    () = sleep(LOOK_EVERY) => {}
-                }
-                if before.elapsed() > 2 * LOOK_EVERY {
-                    // It was this process that stood still: first it hears what the others have said meanwhile.
-                    continue;
-                }
-                for (holder, claims) in self.doubtful() {
-                    tokio::select! {
-                        () = ended.cancelled() => return,
-                        released = self.end(&log, &producer, &holder, claims) => if let Err(error) = released {
-                            tracing::warn!(%error, holder, "claims of another gateway cannot be ended yet: {error}");
-                        },
-                    }
-                }
-            }
-        }
+    /// Waits until there are live claims, or were some since the last time.
+    pub(super) async fn appeared(&self) {
+        self.0.appeared.notified().await;
     }
 
-    /// Keys and ids of claims that are doubted, by their producer.
-    fn doubtful(&self) -> HashMap<String, Vec<(String, String)>> {
+    /// Whether any key is held now.
+    pub(super) fn has_live_claims(&self) -> bool {
+        !lock(&self.0.live).is_empty()
+    }
+
+    /// Whether a producer is one of this node's.
+    pub(super) fn is_own(&self, producer: &str) -> bool {
+        lock(&self.0.own).contains_key(producer)
+    }
+
+    /// Keys and ids of claims that are doubted, by their producer: those of earlier incarnations of this node's producers, and
+    /// those of others that are silent for too long.
+    pub(super) fn doubtful(&self) -> HashMap<String, Vec<(String, String)>> {
         let own = lock(&self.0.own);
         let now = Instant::now();
         let mut doubtful: HashMap<String, Vec<_>> = HashMap::new();
@@ -328,27 +310,6 @@ impl Ledger {
             }
         }
         doubtful
-    }
-
-    /// Fences a producer, if it is another node's, and releases its claims.
-    async fn end(
-        &self,
-        log: &Log,
-        producer: &Producer,
-        holder: &str,
-        claims: Vec<(String, String)>,
-    ) -> Result<(), log::Error> {
-        let is_own = lock(&self.0.own).contains_key(holder);
-        if !is_own {
-            tracing::warn!(
-                holder,
-                claims = claims.len(),
-                "a gateway has not answered requests in time; it is fenced"
-            );
-            // When this returns, what was open under the id is committed or aborted, and nothing more will be.
-            log.transactional_producer(holder).await?;
-        }
-        self.release(producer, claims).await
     }
 
     /// Says that claims, each of a key, will never be answered. If one was answered before, the log's order knows.

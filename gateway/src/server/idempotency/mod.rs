@@ -26,6 +26,7 @@ mod fingerprint;
 mod lane;
 mod ledger;
 mod note;
+mod warden;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +44,7 @@ pub(crate) use self::fingerprint::Fingerprinter;
 use self::lane::{Kind, Lane, Reply, Waiting};
 use self::ledger::{Ledger, Standing};
 use self::note::Answered;
+use self::warden::Warden;
 use super::config::Config;
 use super::data_dir::DataDir;
 use super::jobs::{Job, LaneContext};
@@ -138,7 +140,12 @@ impl Idempotency {
         start(queue, "keyed-large", Kind::Single).await?;
         // Not before the lanes have said which producers are this node's.
         tasks.spawn(ledger.clone().run(context.log.clone(), ended.clone()));
-        tasks.spawn(ledger.clone().guard(context.log.clone(), producer.clone(), ended));
+        let warden = Warden {
+            ledger: ledger.clone(),
+            log: context.log.clone(),
+            producer: producer.clone(),
+        };
+        tasks.spawn(warden.run(ended));
         Ok(Self {
             ledger,
             small,
