@@ -583,6 +583,9 @@ impl Crew {
             .filter_map(|(slot, worker)| worker.try_wait().map(|_| slot.clone()))
             .collect();
         for slot in &ended {
+            let output = self.worker(slot).output();
+            let why = output.lines().rev().find(|line| line.contains("consumer-worker ended"));
+            eprintln!("{slot} ended by itself: {}", why.unwrap_or("it does not say why"));
             self.kill(slot);
             self.start(slot);
         }
