@@ -248,7 +248,7 @@ async fn groups(gateway: &Gateway, words: Words) -> Result<()> {
         topics.dedup();
         rows.push(vec![
             text(&group["group"]),
-            text(&group["members"]),
+            each(&group["members"]).count().to_string(),
             text(&group["lag"]),
             topics.join(" "),
         ]);

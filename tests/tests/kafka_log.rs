@@ -569,7 +569,7 @@ async fn partitions_move_when_they_are_released_and_go_on_where_they_were_commit
         .iter()
         .find(|group| group.group == settings.group)
         .expect("the group");
-    assert_eq!((group.members, group.partitions.len()), (2, 1));
+    assert_eq!((group.members.len(), group.partitions.len()), (2, 1));
     assert_eq!(
         (group.partitions[0].committed, group.partitions[0].end),
         (NextOffset(2), 2)

@@ -13,8 +13,8 @@ import { Rates } from "../public/dashboard/groups.js";
 import { bytesOf, hexDump, prettyJson, viewsOf } from "../public/dashboard/record.js";
 
 const polled = (...partitions) => [{
-  group: "billing", members: 1, operated: true, lag: 0,
-  partitions: partitions.map(([partition, committed, end]) => ({ topic: "renewals", partition, committed, end, lag: end - committed })),
+  group: "billing", members: [], operated: true, lag: 0,
+  partitions: partitions.map(([partition, committed, end]) => ({ topic: "renewals", partition, committed, end, lag: end - committed, member: null })),
 }];
 
 test("a rate is what moved between polls, by the time between them", () => {

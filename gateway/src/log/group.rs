@@ -313,10 +313,23 @@ impl GroupMember {
 pub struct GroupDescription {
     /// The group.
     pub group: String,
-    /// Its members now.
-    pub members: usize,
+    /// Its members now. Those of Kafka's newer protocol ([`GroupProtocol::Consumer`]) cannot be seen: librdkafka does not ask for them.
+    pub members: Vec<MemberDescription>,
     /// The partitions for which it has committed offsets.
     pub partitions: Vec<PartitionLag>,
+}
+
+/// A member of a group as seen from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberDescription {
+    /// Its id in the group.
+    pub member: String,
+    /// What its program calls itself (`client.id`).
+    pub client: String,
+    /// Where it is.
+    pub host: String,
+    /// What it has, in order. Nothing while the group shares its partitions out.
+    pub partitions: Vec<TopicPartition>,
 }
 
 /// How far a group is behind in one partition.

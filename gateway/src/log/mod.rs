@@ -24,7 +24,7 @@ use std::time::Duration;
 pub use error::Error;
 pub use group::{
     CommittedOffset, GroupDescription, GroupEvent, GroupMember, GroupMetadata, GroupProtocol, GroupSettings,
-    PartitionLag,
+    MemberDescription, PartitionLag,
 };
 pub use partitioner::partition_for_key;
 pub use producer::{Acks, Appended, Delivery, Producer, ProducerSettings};

@@ -335,7 +335,9 @@ pub async fn is_listed_with_its_lag(log: Log) {
         .expect("committed");
     let groups = within("the groups", log.groups()).await.expect("groups");
     let found = groups.iter().find(|found| found.group == group).expect("the group");
-    assert_eq!(found.members, 1);
+    assert_eq!(found.members.len(), 1);
+    assert_eq!(found.members[0].partitions, std::slice::from_ref(&partition));
+    assert!(!found.members[0].member.is_empty() && !found.members[0].host.is_empty());
     let lag = found
         .partitions
         .iter()

@@ -67,9 +67,11 @@ function placeOf({ topic, partition }) {
   return `${topic}/${partition}`;
 }
 
-/** How many are in a group. @param {Group} group */
-function memberCount({ members }) {
-  return typeof members === "number" ? members : members.length;
+/** A member with where it is, if that is known. @param {Group} group @param {string | null} id */
+function owner({ members }, id) {
+  if (id === null) return "nobody";
+  const member = members.find(({ member }) => member === id);
+  return member ? `${id} at ${member.host}` : id;
 }
 
 export class GroupsSection {
@@ -132,7 +134,8 @@ class GroupRow {
   constructor(rates) {
     this.#rates = rates;
     const names = ["Topic", "Partition", "Committed", "End", "Lag"];
-    const head = el("tr", {}, ...names.map((name, i) => el("th", { scope: "col", class: i > 0 ? "number" : "" }, name)));
+    const heads = names.map((name, i) => el("th", { scope: "col", class: i > 0 ? "number" : "" }, name));
+    const head = el("tr", {}, ...heads, el("th", { scope: "col" }, "Member"));
     const table = el("table", {}, el("thead", {}, head), this.#partitions);
     this.#details.append(el("td", { colspan: "5" }, this.#note, el("div", { class: "scroll" }, table)));
     this.#details.hidden = true;
@@ -149,15 +152,15 @@ class GroupRow {
     const { done, come } = this.#rates.of(group.group);
     setText(this.#toggle, group.group);
     this.root.dataset.group = group.group;
-    setText(this.#cells.members, number(memberCount(group)));
-    this.#cells.members.classList.toggle("bad", memberCount(group) === 0 && group.lag > 0);
+    setText(this.#cells.members, number(group.members.length));
+    this.#cells.members.classList.toggle("bad", group.members.length === 0 && group.lag > 0);
     setText(this.#cells.lag, number(group.lag));
     setText(this.#cells.come, rate(come));
     setText(this.#cells.done, rate(done));
     say(this.#note, group.operated ? "" : "Its consumers take no commands from here.");
-    const rows = group.partitions.map(({ topic, partition, committed, end, lag }) => {
+    const rows = group.partitions.map(({ topic, partition, committed, end, lag, member }) => {
       const numbers = [partition, committed, end, lag].map((value) => el("td", { class: "number" }, number(value)));
-      return el("tr", {}, el("td", {}, topic), ...numbers);
+      return el("tr", {}, el("td", {}, topic), ...numbers, el("td", {}, owner(group, member)));
     });
     this.#partitions.replaceChildren(...rows);
   }

@@ -7,12 +7,13 @@ export interface PartitionLag {
   committed: number;
   end: number;
   lag: number;
+  /** Which member has it; null: none is seen to. */
+  member: string | null;
 }
 
 export interface Group {
   group: string;
-  /** How many, or who. */
-  members: number | unknown[];
+  members: { member: string; client: string; host: string }[];
   /** Whether commands can be given to it. */
   operated: boolean;
   lag: number;

@@ -107,7 +107,7 @@ impl EmbeddedLog {
         let mut groups: BTreeMap<String, GroupDescription> = BTreeMap::new();
         let empty = |group: &str| GroupDescription {
             group: group.to_owned(),
-            members: 0,
+            members: Vec::new(),
             partitions: Vec::new(),
         };
         let topics = self.topics();

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::catalog::{Partition, Topic};
 use super::writer::MemberOffsets;
-use crate::log::{Error, Result};
+use crate::log::{Error, MemberDescription, Result};
 
 /// Groups and transactional ids.
 #[derive(Debug, Default)]
@@ -183,13 +183,11 @@ impl Coordinator {
         owned.collect()
     }
 
-    /// The number of members of each group that has some.
-    pub(super) fn members(&self) -> HashMap<String, usize> {
-        self.state()
-            .groups
-            .iter()
-            .map(|(name, group)| (name.clone(), group.members.len()))
-            .collect()
+    /// The members of each group that has some.
+    pub(super) fn members(&self) -> HashMap<String, Vec<MemberDescription>> {
+        let state = self.state();
+        let groups = state.groups.iter();
+        groups.map(|(name, group)| (name.clone(), group.describe())).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -198,6 +196,24 @@ impl Coordinator {
 }
 
 impl Group {
+    fn describe(&self) -> Vec<MemberDescription> {
+        let describe = |(id, member): (&u64, &Member)| {
+            let owned = self.owners.iter().filter(|(_, owner)| owner.member == *id);
+            let mut partitions: Vec<_> = owned
+                .filter_map(|(row, _)| Some(member.partitions.get(row)?.name.clone()))
+                .collect();
+            partitions.sort();
+            MemberDescription {
+                member: id.to_string(),
+                client: "barnabas".to_owned(),
+                // They are all in this process.
+                host: "localhost".to_owned(),
+                partitions,
+            }
+        };
+        self.members.iter().map(describe).collect()
+    }
+
     /// Gives what nobody owns to the members with the least, and marks as revoked what must move for the numbers to differ
     /// by one at most.
     fn assign(&mut self) {

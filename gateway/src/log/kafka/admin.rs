@@ -7,14 +7,16 @@ use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::groups::GroupMemberInfo;
 
 use super::admin_request;
+use super::assignment::assigned_partitions;
 use super::error::Resource;
 use super::event::LogContext;
 use super::{KafkaLog, blocking};
 use crate::log::{
-    CleanupPolicy, Error, GroupDescription, PartitionLag, Result, StartAt, TopicChange, TopicDescription,
-    TopicPartition, TopicPlan, TopicSpec,
+    CleanupPolicy, Error, GroupDescription, MemberDescription, PartitionLag, Result, StartAt, TopicChange,
+    TopicDescription, TopicPartition, TopicPlan, TopicSpec,
 };
 
 const CLEANUP: &str = "cleanup.policy";
@@ -392,7 +394,7 @@ impl KafkaLog {
             partitions.sort_by(|a, b| a.partition.cmp(&b.partition));
             groups.push(GroupDescription {
                 group: group.name().to_owned(),
-                members: group.members().len(),
+                members: group.members().iter().map(described).collect(),
                 partitions,
             });
         }
@@ -404,6 +406,15 @@ impl KafkaLog {
         AdminOptions::new()
             .request_timeout(Some(self.0.settings.request_timeout))
             .operation_timeout(Some(self.0.settings.request_timeout))
+    }
+}
+
+fn described(member: &GroupMemberInfo) -> MemberDescription {
+    MemberDescription {
+        member: member.id().to_owned(),
+        client: member.client_id().to_owned(),
+        host: member.client_host().trim_start_matches('/').to_owned(),
+        partitions: assigned_partitions(member.assignment().unwrap_or_default()),
     }
 }
 

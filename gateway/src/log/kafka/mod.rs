@@ -9,6 +9,7 @@
 
 mod admin;
 mod admin_request;
+mod assignment;
 mod batch;
 mod error;
 mod event;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{all_groups, has_topic, operator};
-use crate::log::{GroupDescription, Log, PartitionLag};
+use crate::log::{GroupDescription, Log, MemberDescription, PartitionLag};
 use crate::patterns::control::{self, Action, Command, ControlRecord, Outcome, Place, control_topic};
 use crate::patterns::scan::Scan;
 use crate::server::{App, Error};
@@ -34,7 +34,7 @@ pub(super) fn routes() -> Router<App> {
 #[derive(Serialize)]
 struct Group<'a> {
     group: &'a str,
-    members: usize,
+    members: Vec<Member<'a>>,
     /// Whether commands can be given to it.
     operated: bool,
     lag: i64,
@@ -42,18 +42,50 @@ struct Group<'a> {
 }
 
 #[derive(Serialize)]
+struct Member<'a> {
+    member: &'a str,
+    client: &'a str,
+    host: &'a str,
+}
+
+#[derive(Serialize)]
 struct Lag<'a> {
     topic: &'a str,
     partition: i32,
+    /// Which member has it, if one is seen to.
+    member: Option<&'a str>,
     committed: i64,
     end: i64,
     lag: i64,
 }
 
+impl<'a> Member<'a> {
+    fn new(member: &'a MemberDescription) -> Self {
+        Self {
+            member: &member.member,
+            client: &member.client,
+            host: &member.host,
+        }
+    }
+}
+
 impl<'a> Group<'a> {
     fn new(group: &'a GroupDescription, operated: bool, also: Option<&'a GroupDescription>) -> Self {
+        let members = group
+            .members
+            .iter()
+            .chain(also.into_iter().flat_map(|also| &also.members));
+        let owners: HashMap<_, _> = members
+            .flat_map(|member| {
+                member
+                    .partitions
+                    .iter()
+                    .map(|partition| (partition, member.member.as_str()))
+            })
+            .collect();
         let also = also.into_iter().flat_map(|also| &also.partitions);
         let lag = |lag: &'a PartitionLag| Lag {
+            member: owners.get(&lag.partition).copied(),
             topic: &lag.partition.topic,
             partition: lag.partition.partition,
             committed: lag.committed.0,
@@ -63,7 +95,7 @@ impl<'a> Group<'a> {
         let partitions: Vec<_> = group.partitions.iter().chain(also).map(lag).collect();
         Self {
             group: &group.group,
-            members: group.members,
+            members: group.members.iter().map(Member::new).collect(),
             operated,
             lag: partitions.iter().map(|partition| partition.lag).sum(),
             partitions,
