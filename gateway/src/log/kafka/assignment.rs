@@ -51,7 +51,12 @@ mod tests {
     fn one_that_breaks_off_or_lies_ends_where_it_does() {
         for end in 0..ASSIGNMENT.len() {
             let all = assigned_partitions(ASSIGNMENT);
-            assert!(assigned_partitions(&ASSIGNMENT[..end]).iter().all(|read| all.contains(read)), "{end}");
+            assert!(
+                assigned_partitions(&ASSIGNMENT[..end])
+                    .iter()
+                    .all(|read| all.contains(read)),
+                "{end}"
+            );
         }
         assert_eq!(assigned_partitions(b"\0\0\x7f\xff\xff\xff"), []);
         assert_eq!(assigned_partitions(b"\0\0\0\0\0\x01\xff\xfftopic"), []);

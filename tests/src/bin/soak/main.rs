@@ -3,7 +3,7 @@
 //! a group which stood still all the time held no other up.
 //!
 //! ```text
-//! cargo run -p barnabas-tests --bin soak -- --minutes 10 --seed 7
+//! tests/soak --minutes 10 --seed 7
 //! ```
 //! It prints its seed and a verdict. Exit status 0: all is well; 64: not understood; anything else: it is not.
 
@@ -114,7 +114,7 @@ fn arguments() -> Option<(u64, u64)> {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Some((minutes, seed)) = arguments() else {
-        eprintln!("usage: soak [--minutes N] [--seed S]");
+        eprintln!("usage: tests/soak [--minutes N] [--seed S]");
         return ExitCode::from(64);
     };
     println!("soak: {minutes} minutes, seed {seed}");
