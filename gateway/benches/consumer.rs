@@ -3,13 +3,14 @@
 //! `KAFKA_BROKERS=… cargo bench -p barnabas --bench consumer`; `cargo run -p barnabas-tests --bin kafka-node` starts a broker.
 //! Each line: the runtime, the bare loop, and their ratio (above 1: the runtime is better).
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use barnabas::log::kafka::KafkaSettings;
-use barnabas::log::{Log, ProducerRecord, ProducerSettings, Record, TopicSpec};
+use barnabas::log::{Log, ProducerRecord, ProducerSettings, Record, TopicPartition, TopicSpec};
 use barnabas::patterns::consumer::{
     ConsumerBuilder, Context, DeliveryGuarantee, Handler, HandlerError, ProcessingOrder,
 };
@@ -114,6 +115,7 @@ async fn run(brokers: &str) {
         rows.add(bench.latency().await, bench.bare_latency());
     }
     rows.print_times("append -> handler, p50");
+    bench.rebalances().await;
     bench.poisoned().await;
 }
 
@@ -414,6 +416,59 @@ impl Bench<'_> {
         median(times.split_off(100))
     }
 
+    /// How long the partitions stand still that stay where they are while another member comes and goes, at 1,000 records/s.
+    async fn rebalances(&self) {
+        let topic = make_topic(self.log, "rebalances").await;
+        let builder = ConsumerBuilder::new(unique("rebalances"), [&topic]);
+        self.make_topics(&builder).await;
+        let producer = self
+            .log
+            .producer(ProducerSettings::default())
+            .await
+            .expect("a producer");
+        let (sent_to, gaps) = (topic.clone(), Arc::new(Mutex::new(Gaps::default())));
+        let sending = tokio::spawn(async move {
+            let mut tick = tokio::time::interval(Duration::from_millis(1));
+            for number in 0.. {
+                tick.tick().await;
+                let record = ProducerRecord::to(sent_to.as_str()).partition(number % PARTITIONS);
+                drop(producer.send(record).await.expect("sent"));
+            }
+        });
+        let stays = PausesOf { gaps: gaps.clone() };
+        let stays = builder.clone().start(self.log, stays).await.expect("a consumer");
+        let owned = async || {
+            let state = stays.state().await.expect("a state");
+            let all = state.partitions.into_iter().map(|state| state.partition);
+            let own: Vec<_> = all.filter(|partition| *partition.topic == *topic).collect();
+            own
+        };
+        let owns = async |count: usize| {
+            while owned().await.len() != count {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        let all = usize::try_from(PARTITIONS).expect("few");
+        owns(all).await;
+        let (mut coming, mut going) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            gaps.lock().expect("no panic").clear();
+            let other = PausesOf { gaps: Arc::default() };
+            let other = builder.clone().start(self.log, other).await.expect("a consumer");
+            owns(all / 2).await;
+            let kept = owned().await;
+            coming.push(gaps.lock().expect("no panic").longest(&kept));
+            gaps.lock().expect("no panic").clear();
+            other.shutdown().await.expect("a good end");
+            owns(all).await;
+            going.push(gaps.lock().expect("no panic").longest(&kept));
+        }
+        sending.abort();
+        stays.shutdown().await.expect("a good end");
+        println!("longest pause of partitions that stay, ms: {coming:.0?} as a member comes, {going:.0?} as it goes");
+    }
+
     /// Memory while a fifth of the keys fail for ever.
     async fn poisoned(&self) {
         let back_off = BackOff::exponential(Duration::from_millis(100), 2.0, Duration::from_secs(10)).infinite();
@@ -443,6 +498,39 @@ impl Bench<'_> {
             most - before
         );
         consumer.shutdown().await.expect("a good end");
+    }
+}
+
+/// The longest time between two records of each partition.
+#[derive(Default)]
+struct Gaps {
+    last: HashMap<TopicPartition, Instant>,
+    longest: HashMap<TopicPartition, Duration>,
+}
+
+impl Gaps {
+    fn clear(&mut self) {
+        self.longest.clear();
+    }
+
+    fn longest(&self, partitions: &[TopicPartition]) -> f64 {
+        let longest = partitions.iter().map(|partition| self.longest[partition]).max();
+        longest.expect("some partitions").as_secs_f64() * 1000.0
+    }
+}
+
+struct PausesOf {
+    gaps: Arc<Mutex<Gaps>>,
+}
+
+impl Handler for PausesOf {
+    async fn handle(&self, context: &mut Context, _: &Record) -> Result<(), HandlerError> {
+        let (now, mut gaps) = (Instant::now(), self.gaps.lock().expect("no panic"));
+        if let Some(before) = gaps.last.insert(context.partition().clone(), now) {
+            let longest = gaps.longest.entry(context.partition().clone()).or_default();
+            *longest = (*longest).max(now - before);
+        }
+        Ok(())
     }
 }
 

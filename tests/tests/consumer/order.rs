@@ -188,6 +188,8 @@ async fn paused_it_handles_nothing_and_drained_it_has_committed_all(engine: Engi
     })
     .await;
     assert_eq!(calls.len(), 20);
+    let lag = consumer.lag().await.expect("a lag");
+    assert_eq!(lag.iter().map(|(_, behind)| behind).sum::<i64>(), 20);
     consumer.resume_all().await.expect("resumed");
     calls.until("the others are handled", |calls| calls.len() == 40).await;
     consumer.shutdown().await.expect("a good end");

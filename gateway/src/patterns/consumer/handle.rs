@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{FailureKind, PauseReason};
-use crate::log::{self, NextOffset, TopicPartition};
+use crate::log::{self, Log, NextOffset, StartAt, TopicPartition};
 use crate::patterns::Error;
 
 /// Requests that may wait for the runner. When the queue is full the next one waits.
@@ -16,6 +16,7 @@ pub(super) const WAITING_REQUESTS: usize = 16;
 /// A running consumer. Dropped, it stops as [`ConsumerHandle::shutdown`] does, without anybody waiting for it.
 #[derive(Debug)]
 pub struct ConsumerHandle {
+    log: Log,
     requests: mpsc::Sender<Request>,
     stopping: CancellationToken,
     runner: JoinHandle<Result<(), Error>>,
@@ -84,11 +85,13 @@ pub struct BlockedLane {
 
 impl ConsumerHandle {
     pub(super) fn new(
+        log: Log,
         requests: mpsc::Sender<Request>,
         stopping: CancellationToken,
         runner: JoinHandle<Result<(), Error>>,
     ) -> Self {
         Self {
+            log,
             requests,
             stopping,
             runner,
@@ -133,6 +136,20 @@ impl ConsumerHandle {
     /// [`log::Error::Closed`] when the consumer has ended.
     pub async fn state(&self) -> log::Result<ConsumerState> {
         self.ask(Request::State).await
+    }
+
+    /// How far each of the consumer's partitions is behind: the offsets between what is done and the end, in the order of
+    /// [`ConsumerState::partitions`].
+    ///
+    /// # Errors
+    /// [`log::Error::Closed`] when the consumer has ended; what the log says when it cannot be asked for an end.
+    pub async fn lag(&self) -> log::Result<Vec<(TopicPartition, i64)>> {
+        let mut lag = Vec::new();
+        for state in self.state().await?.partitions {
+            let end = self.log.offset(&state.partition, StartAt::End).await?;
+            lag.push((state.partition, (end - state.done.0).max(0)));
+        }
+        Ok(lag)
     }
 
     /// Pauses all partitions, finishes what is in hand and commits it. What is blocked stays uncommitted.

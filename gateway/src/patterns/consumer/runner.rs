@@ -67,7 +67,7 @@ pub(super) async fn start(
         dead_letters: DeadLetterCount::new(settings.dead_letter_limit),
         operators,
         rereader: Rereader::new(&log),
-        log,
+        log: log.clone(),
         settings,
         routes: Arc::new(routes),
         producer,
@@ -82,7 +82,7 @@ pub(super) async fn start(
     };
     runner.look_for_topics();
     let runner = tokio::spawn(runner.run(asked));
-    Ok(ConsumerHandle::new(requests, stopping, runner))
+    Ok(ConsumerHandle::new(log, requests, stopping, runner))
 }
 
 struct Runner {
