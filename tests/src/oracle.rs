@@ -17,6 +17,9 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// One question to a broker.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long transactions that are open are waited for. One that stays open longer, since its producer was killed, is not committed.
+const UNDER_WAY: Duration = Duration::from_secs(15);
+
 /// A record, as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OracleRecord {
@@ -122,15 +125,18 @@ pub fn committed_kafka(brokers: &str, group: &str, topic: &str, partitions: i32)
 }
 
 fn read_kafka_as(brokers: &str, topic: &str, isolation: &str) -> Vec<OracleRecord> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        // Required by librdkafka; nothing is committed.
-        .set("group.id", "oracle")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .set("isolation.level", isolation)
-        .create()
-        .expect("a consumer");
+    let make = |isolation: &str| -> BaseConsumer {
+        ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            // Required by librdkafka; nothing is committed.
+            .set("group.id", "oracle")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("isolation.level", isolation)
+            .create()
+            .expect("a consumer")
+    };
+    let (consumer, uncommitted) = (make(isolation), make("read_uncommitted"));
     let deadline = Instant::now() + READ_TIMEOUT;
     let partitions = insist(topic, deadline, || {
         let metadata = consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT)?;
@@ -140,9 +146,20 @@ fn read_kafka_as(brokers: &str, topic: &str, isolation: &str) -> Vec<OracleRecor
     let mut ends = Vec::new();
     let mut assignment = TopicPartitionList::new();
     for partition in 0..i32::try_from(partitions).expect("a small number") {
-        let (start, end) = insist(topic, deadline, || {
-            consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT)
-        });
+        // A producer hears that it has committed before all partitions show it: what is under way is waited for.
+        let ask = |consumer: &BaseConsumer| {
+            insist(topic, deadline, || {
+                consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT)
+            })
+        };
+        let (_, last) = ask(&uncommitted);
+        let patience = Instant::now() + UNDER_WAY;
+        let (start, end) = loop {
+            match ask(&consumer) {
+                (_, end) if end < last && Instant::now() < patience => std::thread::sleep(Duration::from_millis(10)),
+                kept => break kept,
+            }
+        };
         ends.push(end);
         if start < end {
             assignment

@@ -51,12 +51,16 @@ pub(crate) struct Spooled {
 }
 
 impl Spool {
-    /// A spool in the folder `dir`, which is made.
+    /// A spool in the folder `dir`, which is made, and is this process's alone.
     ///
     /// # Errors
-    /// The folder cannot be made.
+    /// The folder cannot be made, or what is in it cannot be removed.
     pub(super) fn new(dir: PathBuf, memory_bytes: usize) -> io::Result<Self> {
         std::fs::create_dir_all(&dir)?;
+        // A process that was killed just when it had made a file left it with its name.
+        for left in std::fs::read_dir(&dir)? {
+            std::fs::remove_file(left?.path())?;
+        }
         Ok(Self {
             dir,
             memory: Arc::new(Semaphore::new(memory_bytes.min(Semaphore::MAX_PERMITS))),
@@ -243,6 +247,14 @@ mod tests {
         assert_eq!(in_memory, in_file);
         assert_eq!(enough.memory.available_permits(), body.len());
         assert_eq!(too_little.memory.available_permits(), body.len() - 1);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join(Uuid::now_v7().to_string()), "").expect("a file");
+        Spool::new(folder.path().to_owned(), 0).expect("a spool");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0);
     }
 
     #[tokio::test]
