@@ -153,7 +153,6 @@ class GroupRow {
     setText(this.#toggle, group.group);
     this.root.dataset.group = group.group;
     setText(this.#cells.members, number(group.members.length));
-    this.#cells.members.classList.toggle("bad", group.members.length === 0 && group.lag > 0);
     setText(this.#cells.lag, number(group.lag));
     setText(this.#cells.come, rate(come));
     setText(this.#cells.done, rate(done));
