@@ -19,6 +19,7 @@ mod record;
 mod topic;
 mod transaction;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use error::Error;
@@ -101,11 +102,11 @@ impl Log {
         }
     }
 
-    /// The names of all topics that the log lets this process see, but Kafka's own (`__…`), in order.
-    pub async fn topics(&self) -> Result<Vec<String>> {
+    /// All topics that the log lets this process see, but Kafka's own (`__…`), with their partition counts.
+    pub async fn topics(&self) -> Result<BTreeMap<String, i32>> {
         match &self.engine {
-            Engine::Embedded(log) => Ok(log.topic_names()),
-            Engine::Kafka(log) => log.topic_names().await,
+            Engine::Embedded(log) => Ok(log.partition_counts()),
+            Engine::Kafka(log) => log.partition_counts().await,
         }
     }
 
@@ -137,9 +138,19 @@ impl Log {
     /// # Errors
     /// [`Error::UnknownTopic`], [`Error::UnknownPartition`].
     pub async fn offset(&self, partition: &TopicPartition, at: StartAt) -> Result<i64> {
+        let offsets = self.offsets(std::slice::from_ref(partition), at).await?;
+        let offset = offsets.first().copied();
+        offset.ok_or_else(|| Error::UnknownPartition(partition.clone()))
+    }
+
+    /// Like [`Log::offset`], of many partitions at once and in their order; on Kafka with one request to each broker that leads some.
+    ///
+    /// # Errors
+    /// Those of [`Log::offset`], when one of the partitions has one.
+    pub async fn offsets(&self, partitions: &[TopicPartition], at: StartAt) -> Result<Vec<i64>> {
         match &self.engine {
-            Engine::Embedded(log) => log.offset(partition, at).await,
-            Engine::Kafka(log) => log.offset(partition, at).await,
+            Engine::Embedded(log) => log.offsets(partitions, at).await,
+            Engine::Kafka(log) => log.offsets(partitions, at).await,
         }
     }
 

@@ -40,6 +40,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::log::{self, Log, Producer, ProducerSettings, TopicDescription};
+pub use admin::Admin;
 pub use config::{Config, ConfigError};
 pub use data_dir::DataDir;
 pub use error::Error;
@@ -74,6 +75,8 @@ pub struct AppParts {
     pub jobs: Jobs,
     /// Does requests that may be repeated.
     pub idempotency: Idempotency,
+    /// What operators are shown.
+    pub admin: Admin,
     /// The states of jobs; `None` when this node leaves them to others.
     pub job_view: Option<JobView>,
     /// Cancelled when the gateway is told to stop: streams tell their clients to come back, loops end.
@@ -181,6 +184,7 @@ impl Server {
             feed,
             jobs,
             idempotency,
+            admin: Admin::default(),
             job_view,
             stopping,
             tasks,

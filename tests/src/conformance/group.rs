@@ -345,3 +345,22 @@ pub async fn is_listed_with_its_lag(log: Log) {
         .expect("the partition");
     assert_eq!((lag.committed.0, lag.end), (1, 3));
 }
+
+/// What a group has committed of a topic that is gone does not keep the others from being seen.
+pub async fn is_listed_when_one_of_its_topics_is_gone(log: Log) {
+    let (kept, gone, group) = (new_topic(&log, 1).await, new_topic(&log, 1).await, unique("group"));
+    let partition = TopicPartition::new(kept.clone(), 0);
+    for topic in [&kept, &gone] {
+        let mut member = join(&log, &group, topic).await;
+        assignment(&mut member).await;
+        let place = TopicPartition::new(topic.clone(), 0);
+        within("a commit", member.commit(vec![(place, committed(0))]))
+            .await
+            .expect("committed");
+    }
+    within("a deletion", log.delete_topic(&gone)).await.expect("deleted");
+    let groups = within("the groups", log.groups()).await.expect("groups");
+    let found = groups.iter().find(|found| found.group == group).expect("the group");
+    let partitions: Vec<_> = found.partitions.iter().map(|lag| lag.partition.clone()).collect();
+    assert_eq!(partitions, [partition]);
+}

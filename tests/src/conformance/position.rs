@@ -46,6 +46,41 @@ pub async fn reads_from_an_offset_and_from_a_time(log: Log) {
     }
 }
 
+/// However many partitions are asked for, one of them twice, each answer is at the place of its question; one that is not there is
+/// an error.
+pub async fn of_many_partitions_is_found_at_once(log: Log) {
+    let topics = [new_topic(&log, 3).await, new_topic(&log, 1).await];
+    let now = 1_790_000_000_000;
+    for (number, records) in [(0, 2), (1, 0), (2, 5)] {
+        let record = |i: i64| {
+            ProducerRecord::to(topics[0].clone())
+                .partition(number)
+                .timestamp_ms(now + i)
+        };
+        append_all(&log, (0..records).map(record)).await;
+    }
+    let of = |topic: &str, number: i32| TopicPartition::new(topic, number);
+    let asked = [
+        of(&topics[0], 2),
+        of(&topics[1], 0),
+        of(&topics[0], 1),
+        of(&topics[0], 0),
+        of(&topics[0], 2),
+    ];
+    for (at, offsets) in [
+        (StartAt::Start, [0, 0, 0, 0, 0]),
+        (StartAt::End, [5, 0, 0, 2, 5]),
+        (StartAt::TimeMs(now + 1), [1, 0, 0, 1, 1]),
+        (StartAt::TimeMs(now + 3), [3, 0, 0, 2, 3]),
+        (StartAt::Offset(7), [7, 7, 7, 7, 7]),
+    ] {
+        assert_eq!(log.offsets(&asked, at).await.expect("offsets"), offsets, "{at:?}");
+    }
+    assert!(log.offsets(&[], StartAt::End).await.expect("none").is_empty());
+    let missing = log.offsets(&[of(&topics[0], 0), of(&topics[0], 3)], StartAt::End).await;
+    assert!(matches!(missing, Err(Error::UnknownPartition(_))), "{missing:?}");
+}
+
 /// No record has to come for a reader to know that there is none.
 pub async fn an_empty_partition_is_caught_up_at_once(log: Log) {
     let topic = new_topic(&log, 1).await;

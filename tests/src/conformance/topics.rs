@@ -42,6 +42,17 @@ pub async fn are_planned_and_applied(log: Log) {
     assert!(log.plan_topics(&[spec]).await.expect("a plan").changes.is_empty());
 }
 
+/// With their partition counts, as soon as they can be used and not when they are gone.
+pub async fn are_listed(log: Log) {
+    let (one, three) = (new_topic(&log, 1).await, new_topic(&log, 3).await);
+    let topics = log.topics().await.expect("topics");
+    assert_eq!((topics.get(&one), topics.get(&three)), (Some(&1), Some(&3)));
+    assert!(topics.keys().all(|name| !name.starts_with("__")), "{topics:?}");
+    within("a deletion", log.delete_topic(&one)).await.expect("deleted");
+    let topics = log.topics().await.expect("topics");
+    assert_eq!((topics.get(&one), topics.get(&three)), (None, Some(&3)));
+}
+
 /// A topic that was deleted and made again is another one.
 pub async fn made_again_have_another_identity(log: Log) {
     let topic = new_topic(&log, 1).await;

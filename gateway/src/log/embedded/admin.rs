@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::{Connection, params};
 
 use super::EmbeddedLog;
-use super::catalog::TopicSettings;
+use super::catalog::{Topic, TopicSettings};
 use super::cleaner::{delete_before, delete_rows};
 use super::schema::row_id;
 use crate::log::{
@@ -59,10 +59,13 @@ impl EmbeddedLog {
         Ok(self.topic(topic)?.description())
     }
 
-    pub(in crate::log) fn topic_names(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.topics().iter().map(|topic| topic.name.to_string()).collect();
-        names.sort();
-        names
+    pub(in crate::log) fn partition_counts(&self) -> BTreeMap<String, i32> {
+        let count = |topic: &Topic| i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
+        let topics = self.topics();
+        topics
+            .iter()
+            .map(|topic| (topic.name.to_string(), count(topic)))
+            .collect()
     }
 
     pub(in crate::log) async fn delete_topic(&self, topic: &str) -> Result<()> {

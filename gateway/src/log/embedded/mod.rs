@@ -158,9 +158,12 @@ impl EmbeddedLog {
         member::start(self.clone(), settings)
     }
 
-    pub(super) async fn offset(&self, partition: &TopicPartition, at: StartAt) -> Result<i64> {
-        let partition = self.partition(partition)?;
-        self.offset_in(&partition, at).await
+    pub(super) async fn offsets(&self, partitions: &[TopicPartition], at: StartAt) -> Result<Vec<i64>> {
+        let mut offsets = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            offsets.push(self.offset_in(&self.partition(partition)?, at).await?);
+        }
+        Ok(offsets)
     }
 
     pub(super) async fn close(&self) {

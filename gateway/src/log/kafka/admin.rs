@@ -1,5 +1,6 @@
 //! Topics, offsets and groups, asked of and changed at the brokers.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
@@ -15,7 +16,7 @@ use super::error::Resource;
 use super::event::LogContext;
 use super::{KafkaLog, blocking};
 use crate::log::{
-    CleanupPolicy, Error, GroupDescription, MemberDescription, PartitionLag, Result, StartAt, TopicChange,
+    CleanupPolicy, Error, GroupDescription, MemberDescription, NextOffset, PartitionLag, Result, StartAt, TopicChange,
     TopicDescription, TopicPartition, TopicPlan, TopicSpec,
 };
 
@@ -91,15 +92,11 @@ impl KafkaLog {
         })
     }
 
-    pub(in crate::log) async fn topic_names(&self) -> Result<Vec<String>> {
+    pub(in crate::log) async fn partition_counts(&self) -> Result<BTreeMap<String, i32>> {
         let log = self.clone();
-        let within = self.0.settings.request_timeout;
-        let metadata = blocking(move || log.0.admin.inner().fetch_metadata(None, within)).await?;
-        let metadata = metadata.map_err(|error| self.attempt("list topics of", Resource::Cluster).error(&error))?;
-        let names = metadata.topics().iter().map(|topic| topic.name().to_owned());
-        let mut names: Vec<_> = names.filter(|name| !name.starts_with("__")).collect();
-        names.sort();
-        Ok(names)
+        let mut topics = blocking(move || log.read_partition_counts()).await??;
+        topics.retain(|name, _| !name.starts_with("__"));
+        Ok(topics)
     }
 
     pub(in crate::log) async fn delete_topic(&self, topic: &str) -> Result<()> {
@@ -141,19 +138,30 @@ impl KafkaLog {
     }
 
     pub(in crate::log) async fn offset(&self, partition: &TopicPartition, at: StartAt) -> Result<i64> {
+        let offset = self.offsets(std::slice::from_ref(partition), at).await?.pop();
+        offset.ok_or_else(|| Error::UnknownPartition(partition.clone()))
+    }
+
+    pub(in crate::log) async fn offsets(&self, partitions: &[TopicPartition], at: StartAt) -> Result<Vec<i64>> {
         let wanted = match at {
             StartAt::Start => Offset::Beginning,
             StartAt::End => Offset::End,
-            StartAt::Offset(offset) => return Ok(offset),
+            StartAt::Offset(offset) => return Ok(vec![offset; partitions.len()]),
             StartAt::TimeMs(time_ms) => Offset::Offset(time_ms.max(0)),
         };
-        let (log, of) = (self.clone(), partition.clone());
-        match blocking(move || log.offsets(&[(of, wanted)])).await??.pop() {
-            // No record has that timestamp or a later one.
-            Some(-1) => Box::pin(self.offset(partition, StartAt::End)).await,
-            Some(offset) => Ok(offset),
-            None => Err(Error::UnknownPartition(partition.clone())),
-        }
+        let (log, of) = (self.clone(), partitions.to_vec());
+        blocking(move || {
+            let mut offsets = log.read_offsets(&of, wanted)?;
+            // -1: no record has that timestamp or a later one.
+            if offsets.contains(&-1) {
+                let ends = log.read_offsets(&of, Offset::End)?;
+                for (offset, end) in offsets.iter_mut().zip(ends) {
+                    *offset = if *offset == -1 { end } else { *offset };
+                }
+            }
+            Ok(offsets)
+        })
+        .await?
     }
 
     pub(in crate::log) async fn groups(&self) -> Result<Vec<GroupDescription>> {
@@ -161,9 +169,10 @@ impl KafkaLog {
         blocking(move || log.read_groups()).await?
     }
 
-    /// The offsets that times, `Beginning` or `End` stand for, in order; -1 for a time behind the last record. Blocks.
-    pub(super) fn offsets(&self, wanted: &[(TopicPartition, Offset)]) -> Result<Vec<i64>> {
-        self.offsets_by(&self.0.admin, wanted)
+    /// The offsets of the partitions, in order, that a time, `Beginning` or `End` stands for; -1 for a time behind the last
+    /// record. Blocks.
+    pub(super) fn read_offsets(&self, partitions: &[TopicPartition], wanted: Offset) -> Result<Vec<i64>> {
+        self.offsets_by(&self.0.admin, partitions, wanted)
     }
 
     /// The end of a partition with what open transactions have written. Blocks.
@@ -179,22 +188,29 @@ impl KafkaLog {
                 self.0.uncommitted.get_or_init(|| made)
             }
         };
-        let end = self.offsets_by(client, &[(partition.clone(), Offset::End)])?;
+        let end = self.offsets_by(client, std::slice::from_ref(partition), Offset::End)?;
         end.first()
             .copied()
             .ok_or_else(|| Error::UnknownPartition(partition.clone()))
     }
 
-    fn offsets_by(&self, client: &AdminClient<LogContext>, wanted: &[(TopicPartition, Offset)]) -> Result<Vec<i64>> {
-        let Some((first, _)) = wanted.first() else {
+    fn offsets_by(
+        &self,
+        client: &AdminClient<LogContext>,
+        partitions: &[TopicPartition],
+        wanted: Offset,
+    ) -> Result<Vec<i64>> {
+        let Some(first) = partitions.first() else {
             return Ok(Vec::new());
         };
         let attempt = self.attempt("ask for an offset of", Resource::Partition(first));
+        // The broker refuses to be asked twice for the same.
+        let distinct: BTreeSet<_> = partitions.iter().collect();
         let deadline = Instant::now() + self.0.settings.request_timeout;
         loop {
-            let mut list = TopicPartitionList::with_capacity(wanted.len());
-            for (partition, offset) in wanted {
-                list.add_partition_offset(&partition.topic, partition.partition, *offset)
+            let mut list = TopicPartitionList::with_capacity(distinct.len());
+            for partition in &distinct {
+                list.add_partition_offset(&partition.topic, partition.partition, wanted)
                     .map_err(|error| attempt.error(&error))?;
             }
             let within = deadline.saturating_duration_since(Instant::now()).min(ONE_TRY);
@@ -202,11 +218,16 @@ impl KafkaLog {
             let failed = match answer {
                 Err(error) => error,
                 Ok(list) => {
-                    let found: std::result::Result<Vec<i64>, KafkaError> = wanted
+                    let elements = list.elements();
+                    let elements: HashMap<_, _> = elements
                         .iter()
-                        .map(|(partition, _)| {
-                            let element = list
-                                .find_partition(&partition.topic, partition.partition)
+                        .map(|element| ((element.topic(), element.partition()), element))
+                        .collect();
+                    let found: std::result::Result<Vec<i64>, KafkaError> = partitions
+                        .iter()
+                        .map(|partition| {
+                            let element = elements
+                                .get(&(&*partition.topic, partition.partition))
                                 .ok_or(KafkaError::OffsetFetch(RDKafkaErrorCode::UnknownPartition))?;
                             element.error()?;
                             Ok(match element.offset() {
@@ -365,6 +386,20 @@ impl KafkaLog {
         Ok(Some(i32::try_from(partitions).unwrap_or(i32::MAX)))
     }
 
+    /// All topics, Kafka's own among them. Blocks.
+    fn read_partition_counts(&self) -> Result<BTreeMap<String, i32>> {
+        let attempt = self.attempt("list topics of", Resource::Cluster);
+        let within = self.0.settings.request_timeout;
+        let metadata = self.0.admin.inner().fetch_metadata(None, within);
+        let metadata = metadata.map_err(|error| attempt.error(&error))?;
+        let counts = metadata.topics().iter().map(|topic| {
+            let partitions = i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX);
+            (topic.name().to_owned(), partitions)
+        });
+        Ok(counts.collect())
+    }
+
+    /// However many groups there are, it asks for the offsets of many at a time and for all ends at once. Blocks.
     fn read_groups(&self) -> Result<Vec<GroupDescription>> {
         let within = self.0.settings.request_timeout;
         let client = self.0.admin.inner();
@@ -372,25 +407,33 @@ impl KafkaLog {
         let listed = client
             .fetch_group_list(None, within)
             .map_err(|error| attempt.error(&error))?;
+        let names: Vec<_> = listed.groups().iter().map(|group| group.name()).collect();
+        let committed = admin_request::group_offsets(client, &names, within).map_err(|error| attempt.error(&error))?;
+        // A group can have offsets of partitions that are no more.
+        let topics = self.read_partition_counts()?;
+        let is_there = |partition: &TopicPartition| {
+            let partitions = topics.get(&*partition.topic);
+            partitions.is_some_and(|partitions| partition.partition < *partitions)
+        };
+        let all: BTreeSet<_> = committed
+            .values()
+            .flatten()
+            .map(|(partition, _)| partition.clone())
+            .collect();
+        let all: Vec<_> = all.into_iter().filter(is_there).collect();
+        let ends = self.read_offsets(&all, Offset::End)?;
+        let ends: HashMap<_, _> = all.iter().zip(ends).collect();
         let mut groups = Vec::new();
         for group in listed.groups() {
-            let attempt = self.attempt("describe", Resource::Group(group.name()));
-            let offsets =
-                admin_request::group_offsets(client, group.name(), within).map_err(|error| attempt.error(&error))?;
-            let ends: Vec<_> = offsets
-                .iter()
-                .map(|(partition, _)| (partition.clone(), Offset::End))
-                .collect();
-            let ends = self.offsets(&ends)?;
-            let mut partitions: Vec<_> = offsets
-                .into_iter()
-                .zip(ends)
-                .map(|((partition, committed), end)| PartitionLag {
-                    partition,
-                    committed,
-                    end,
+            let lag = |(partition, committed): &(TopicPartition, NextOffset)| {
+                Some(PartitionLag {
+                    partition: partition.clone(),
+                    committed: *committed,
+                    end: *ends.get(partition)?,
                 })
-                .collect();
+            };
+            let committed = committed.get(group.name());
+            let mut partitions: Vec<_> = committed.into_iter().flatten().filter_map(lag).collect();
             partitions.sort_by(|a, b| a.partition.cmp(&b.partition));
             groups.push(GroupDescription {
                 group: group.name().to_owned(),

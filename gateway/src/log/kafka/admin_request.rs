@@ -1,10 +1,11 @@
-//! The administrative requests that rdkafka does not wrap: a topic's identity, a group's offsets, the change of single topic
+//! The administrative requests that rdkafka does not wrap: a topic's identity, the offsets of groups, the change of single topic
 //! settings, and the offsets of many partitions at once. Each blocks its thread until it is answered or its time is over.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::ptr::{self, NonNull};
 use std::slice;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as sys;
@@ -14,6 +15,9 @@ use rdkafka::types::RDKafkaRespErr;
 
 use super::event::LogContext;
 use crate::log::{NextOffset, TopicId, TopicPartition};
+
+/// Groups whose offsets are asked for at a time.
+const ASKED_AT_ONCE: usize = 100;
 
 type Result<T> = std::result::Result<T, KafkaError>;
 
@@ -127,30 +131,46 @@ pub(super) fn alter_topic(
     Ok(())
 }
 
-/// All offsets that a group has committed.
+/// All offsets that the groups have committed. Groups are asked for [`ASKED_AT_ONCE`] at a time: each needs a request of its own.
 pub(super) fn group_offsets(
     client: &Client<LogContext>,
-    group: &str,
+    groups: &[&str],
     within: Duration,
-) -> Result<Vec<(TopicPartition, NextOffset)>> {
-    let name = CString::new(group)?;
-    // SAFETY: the name is copied, no partitions stand for all; it is destroyed below.
-    let mut wanted = unsafe { sys::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), ptr::null()) };
-    let answer = request(
-        client,
-        sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS,
-        within,
-        // SAFETY: all arguments are alive during the call, which copies what it needs; the array has one element.
-        |options, queue| unsafe {
-            sys::rd_kafka_ListConsumerGroupOffsets(client.native_ptr(), &raw mut wanted, 1, options, queue);
-        },
-    );
-    // SAFETY: made above, destroyed once, not used again.
-    unsafe { sys::rd_kafka_ListConsumerGroupOffsets_destroy(wanted) };
-    let answer = answer?;
+) -> Result<HashMap<String, Vec<(TopicPartition, NextOffset)>>> {
+    let mut offsets = HashMap::new();
+    for some in groups.chunks(ASKED_AT_ONCE) {
+        let names: Vec<_> = some
+            .iter()
+            .map(|name| CString::new(*name))
+            .collect::<std::result::Result<_, _>>()?;
+        let answers = requests(
+            client,
+            sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS,
+            within,
+            names.iter().map(|name| {
+                move |options, queue| {
+                    // SAFETY: the name is copied, no partitions stand for all. Client, options and queue are alive during the
+                    // call, which copies what it needs of an array of one element; that is destroyed once, after it.
+                    unsafe {
+                        let mut wanted = sys::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), ptr::null());
+                        sys::rd_kafka_ListConsumerGroupOffsets(client.native_ptr(), &raw mut wanted, 1, options, queue);
+                        sys::rd_kafka_ListConsumerGroupOffsets_destroy(wanted);
+                    }
+                }
+            }),
+        )?;
+        for answer in &answers {
+            let (group, found) = read_group_offsets(answer)?;
+            offsets.insert(group, found);
+        }
+    }
+    Ok(offsets)
+}
+
+fn read_group_offsets(answer: &Answer) -> Result<(String, Vec<(TopicPartition, NextOffset)>)> {
     let mut offsets = Vec::new();
     // SAFETY: the answer is alive until the end of this function, and everything read from it lives as long. A result of
-    // another type is null. The arrays have as many elements as they say, and each topic is a C string.
+    // another type is null. The arrays have as many elements as they say, and the group and each topic are C strings.
     unsafe {
         let result = sys::rd_kafka_event_ListConsumerGroupOffsets_result(answer.0.as_ptr());
         if result.is_null() {
@@ -158,15 +178,17 @@ pub(super) fn group_offsets(
         }
         let mut count = 0;
         let groups = sys::rd_kafka_ListConsumerGroupOffsets_result_groups(result, &raw mut count);
-        for i in 0..count {
-            let error = sys::rd_kafka_group_result_error(*groups.add(i));
-            if !error.is_null() {
-                return Err(KafkaError::AdminOp(sys::rd_kafka_error_code(error).into()));
-            }
-            let partitions = sys::rd_kafka_group_result_partitions(*groups.add(i));
-            if partitions.is_null() || (*partitions).cnt <= 0 {
-                continue;
-            }
+        if count == 0 {
+            return Err(KafkaError::AdminOp(RDKafkaErrorCode::GroupIdNotFound));
+        }
+        let group = *groups;
+        let error = sys::rd_kafka_group_result_error(group);
+        if !error.is_null() {
+            return Err(KafkaError::AdminOp(sys::rd_kafka_error_code(error).into()));
+        }
+        let name = CStr::from_ptr(sys::rd_kafka_group_result_name(group)).to_string_lossy();
+        let partitions = sys::rd_kafka_group_result_partitions(group);
+        if !partitions.is_null() && (*partitions).cnt > 0 {
             for element in slice::from_raw_parts((*partitions).elems, (*partitions).cnt as usize) {
                 if element.offset >= 0 {
                     let topic = CStr::from_ptr(element.topic).to_string_lossy();
@@ -177,8 +199,8 @@ pub(super) fn group_offsets(
                 }
             }
         }
+        Ok((name.into_owned(), offsets))
     }
-    Ok(offsets)
 }
 
 /// Replaces the time in each element of `list` (or `Beginning`, `End`) by the offset that it stands for. Elements can have an
@@ -236,34 +258,61 @@ impl Drop for Answer {
     }
 }
 
-/// Sends a request by `send` and waits for its answer on a queue of its own.
+/// Sends a request by `send` and waits for its answer.
 fn request(
     client: &Client<LogContext>,
     operation: sys::rd_kafka_admin_op_t,
     within: Duration,
     send: impl FnOnce(*const sys::rd_kafka_AdminOptions_t, *mut sys::rd_kafka_queue_t),
 ) -> Result<Answer> {
+    let answer = requests(client, operation, within, [send])?.pop();
+    answer.ok_or(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut))
+}
+
+/// Sends requests of one kind, one by each of `sends`, and waits for the answers on a queue of their own. They come in any order.
+fn requests<S>(
+    client: &Client<LogContext>,
+    operation: sys::rd_kafka_admin_op_t,
+    within: Duration,
+    sends: impl IntoIterator<Item = S>,
+) -> Result<Vec<Answer>>
+where
+    S: FnOnce(*const sys::rd_kafka_AdminOptions_t, *mut sys::rd_kafka_queue_t),
+{
+    // librdkafka answers each request within its time: the second is for the answers to come through.
+    let deadline = Instant::now() + within + Duration::from_secs(1);
+    let (mut sent, mut answers) = (0, Vec::new());
     // SAFETY: the client is alive. Queue and options are made here and destroyed once, after their last use; a request that
     // is answered after its queue is gone is dropped by librdkafka. A null error buffer of size 0 is allowed.
-    let answer = unsafe {
+    unsafe {
         let queue = sys::rd_kafka_queue_new(client.native_ptr());
         let options = sys::rd_kafka_AdminOptions_new(client.native_ptr(), operation);
         sys::rd_kafka_AdminOptions_set_request_timeout(options, millis(within), ptr::null_mut(), 0);
-        send(options, queue);
-        // librdkafka answers each request within its time: the second is for the answer to come through.
-        let answer = sys::rd_kafka_queue_poll(queue, millis(within + Duration::from_secs(1)));
+        for send in sends {
+            send(options, queue);
+            sent += 1;
+        }
+        while answers.len() < sent {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match NonNull::new(sys::rd_kafka_queue_poll(queue, millis(left))) {
+                Some(answer) => answers.push(Answer(answer)),
+                None => break,
+            }
+        }
         sys::rd_kafka_AdminOptions_destroy(options);
         sys::rd_kafka_queue_destroy(queue);
-        NonNull::new(answer)
-    };
-    let answer = Answer(answer.ok_or(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut))?);
-    // SAFETY: the event is alive.
-    let code = unsafe { sys::rd_kafka_event_error(answer.0.as_ptr()) };
-    if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-        Ok(answer)
-    } else {
-        Err(KafkaError::AdminOp(code.into()))
     }
+    if answers.len() < sent {
+        return Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut));
+    }
+    for answer in &answers {
+        // SAFETY: the event is alive.
+        let code = unsafe { sys::rd_kafka_event_error(answer.0.as_ptr()) };
+        if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(KafkaError::AdminOp(code.into()));
+        }
+    }
+    Ok(answers)
 }
 
 fn millis(duration: Duration) -> i32 {

@@ -311,11 +311,8 @@ impl MemberThread {
             return Ok(Vec::new());
         }
         let committed = self.read_committed(partitions)?;
-        let at = |offset: Offset| -> Result<Vec<i64>> {
-            let wanted: Vec<_> = partitions.iter().map(|partition| (partition.clone(), offset)).collect();
-            self.log.offsets(&wanted)
-        };
-        let (first, end) = (at(Offset::Beginning)?, at(Offset::End)?);
+        let first = self.log.read_offsets(partitions, Offset::Beginning)?;
+        let end = self.log.read_offsets(partitions, Offset::End)?;
         let starts = committed.into_iter().zip(first.iter().zip(&end)).zip(partitions);
         Ok(starts
             .map(|((committed, (first, end)), partition)| {

@@ -144,12 +144,11 @@ impl ConsumerHandle {
     /// # Errors
     /// [`log::Error::Closed`] when the consumer has ended; what the log says when it cannot be asked for an end.
     pub async fn lag(&self) -> log::Result<Vec<(TopicPartition, i64)>> {
-        let mut lag = Vec::new();
-        for state in self.state().await?.partitions {
-            let end = self.log.offset(&state.partition, StartAt::End).await?;
-            lag.push((state.partition, (end - state.done.0).max(0)));
-        }
-        Ok(lag)
+        let states = self.state().await?.partitions;
+        let partitions: Vec<_> = states.iter().map(|state| state.partition.clone()).collect();
+        let ends = self.log.offsets(&partitions, StartAt::End).await?;
+        let behind = states.iter().zip(ends).map(|(state, end)| (end - state.done.0).max(0));
+        Ok(partitions.into_iter().zip(behind).collect())
     }
 
     /// Pauses all partitions, finishes what is in hand and commits it. What is blocked stays uncommitted.

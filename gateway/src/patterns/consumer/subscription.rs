@@ -27,7 +27,7 @@ impl Subscription {
         if let Some(pattern) = self.whole()? {
             let found = log.topics().await?;
             let wanted = |name: &String| pattern.is_match(name) && !is_beside(name) && !names.contains(name);
-            let found: Vec<_> = found.into_iter().filter(wanted).collect();
+            let found: Vec<_> = found.into_keys().filter(wanted).collect();
             names.extend(found);
         }
         Ok(names)

@@ -1,18 +1,20 @@
 //! Dead letters: where some wait, what they are, and what is done with them.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{all_groups, has_topic, operator, put_bytes};
-use crate::log::{Log, StartAt, TopicPartition};
+use super::{Groups, READ_AT_ONCE, operator, put_bytes};
+use crate::log::{Log, StartAt};
 use crate::patterns::control::LettersAction;
-use crate::patterns::dead_letter::{self, Before, DeadLetter, Selection, dead_letter_topic};
+use crate::patterns::dead_letter::{self, Before, DeadLetter, Selection, dead_letter_topic, marks_topic};
 use crate::server::{App, Error};
 
 /// Letters of one page at most.
@@ -29,54 +31,99 @@ pub(super) fn routes() -> Router<App> {
         .route("/v1/admin/dead-letters/{topic}/discard", post(discard))
 }
 
-async fn topics(State(app): State<App>) -> Result<Json<Value>, Error> {
-    let mut topics = Vec::new();
-    for (source, group) in sources(&app.log).await? {
-        let letters = dead_letter_topic(&source, &group);
-        if !has_topic(&app.log, &letters).await? {
-            continue;
+/// What is on a topic of dead letters.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Letters {
+    all: i64,
+    /// Neither redriven nor discarded.
+    waiting: i64,
+    /// They are too many to be counted, and marks of transactions are among them.
+    is_estimate: bool,
+}
+
+impl Letters {
+    async fn count(log: &Log, source: &str, group: &str, most: i64) -> Result<Self, Error> {
+        if most == 0 {
+            return Ok(Self::default());
         }
-        let most = span(&app.log, &letters).await?;
-        let mut told = json!({ "topic": letters, "group": group, "source": source });
         if most > COUNTED {
-            // Marks of transactions are among them.
-            told["records"] = json!(most);
-            told["waiting"] = json!(most);
-            told["estimated"] = json!(true);
-        } else {
-            let count = usize::try_from(most).unwrap_or(0);
-            let (all, _) = dead_letter::list(&app.log, &source, &group, &Before::new(), count, |_| true).await?;
-            told["records"] = json!(all.len());
-            told["waiting"] = json!(all.iter().filter(|letter| letter.settled.is_none()).count());
+            return Ok(Self {
+                all: most,
+                waiting: most,
+                is_estimate: true,
+            });
         }
-        topics.push(told);
+        let room = usize::try_from(most).unwrap_or(0);
+        let (letters, _) = dead_letter::list(log, source, group, &Before::new(), room, |_| true).await?;
+        let count = |letters: usize| i64::try_from(letters).unwrap_or(i64::MAX);
+        Ok(Self {
+            all: count(letters.len()),
+            waiting: count(letters.iter().filter(|letter| letter.settled.is_none()).count()),
+            is_estimate: false,
+        })
     }
+}
+
+async fn topics(State(app): State<App>) -> Result<Json<Value>, Error> {
+    let all = Groups::read(&app.log).await?;
+    let mut sources = sources(&all);
+    sources.retain(|(source, group)| all.topics.contains_key(&dead_letter_topic(source, group)));
+    let mut partitions = Vec::new();
+    for (source, group) in &sources {
+        partitions.extend(all.partitions(&dead_letter_topic(source, group)));
+        partitions.extend(all.partitions(&marks_topic(group)));
+    }
+    let starts = app.log.offsets(&partitions, StartAt::Start).await?;
+    let ends = app.log.offsets(&partitions, StartAt::End).await?;
+    let spans: HashMap<_, _> = partitions.into_iter().zip(starts.into_iter().zip(ends)).collect();
+
+    let topics: Vec<Value> = stream::iter(sources)
+        .map(|(source, group)| {
+            let (app, all, spans) = (&app, &all, &spans);
+            async move {
+                let letters = dead_letter_topic(&source, &group);
+                let span = |partition| spans[&partition];
+                let own: Vec<(i64, i64)> = all.partitions(&letters).into_iter().map(span).collect();
+                let marks = all
+                    .partitions(&marks_topic(&group))
+                    .into_iter()
+                    .map(|partition| span(partition).1);
+                let offsets = own
+                    .iter()
+                    .flat_map(|(start, end)| [*start, *end])
+                    .chain(marks)
+                    .collect();
+                let most = own.iter().map(|(start, end)| end - start).sum();
+                let count = Letters::count(&app.log, &source, &group, most);
+                let found = app.admin.letters.get(letters.clone(), offsets, count).await?;
+                let mut told = json!({
+                    "topic": letters, "group": group, "source": source, "records": found.all, "waiting": found.waiting,
+                });
+                if found.is_estimate {
+                    told["estimated"] = json!(true);
+                }
+                Ok::<_, Error>(told)
+            }
+        })
+        .buffered(READ_AT_ONCE)
+        .try_collect()
+        .await?;
+    app.admin.letters.retain(|letters| all.topics.contains_key(letters));
     Ok(Json(json!({ "topics": topics })))
 }
 
-/// Offsets between start and end of a topic.
-async fn span(log: &Log, topic: &str) -> Result<i64, Error> {
-    let mut span = 0;
-    for number in 0..log.describe_topic(topic).await?.partitions {
-        let partition = TopicPartition::new(topic, number);
-        span += log.offset(&partition, StartAt::End).await? - log.offset(&partition, StartAt::Start).await?;
-    }
-    Ok(span)
-}
-
-/// What groups consume: topic and group.
-async fn sources(log: &Log) -> Result<Vec<(String, String)>, Error> {
-    let (operated, _) = all_groups(log).await?;
-    let each = operated.into_iter().flat_map(|operated| {
-        let group = operated.group;
-        operated.sources.into_iter().map(move |source| (source, group.clone()))
+/// What the groups consume: topic and group.
+fn sources(all: &Groups) -> Vec<(String, String)> {
+    let each = all.operated.iter().flat_map(|operated| {
+        let with_group = |source: &String| (source.clone(), operated.group.clone());
+        operated.sources.iter().map(with_group)
     });
-    Ok(each.collect())
+    each.collect()
 }
 
 /// The source and the group of a topic of dead letters.
 async fn source_of(log: &Log, letters: &str) -> Result<(String, String), Error> {
-    let sources = sources(log).await?;
+    let sources = sources(&Groups::read(log).await?);
     let found = sources
         .into_iter()
         .find(|(source, group)| dead_letter_topic(source, group) == letters);

@@ -6,14 +6,15 @@ use std::time::Duration;
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{all_groups, has_topic, operator};
-use crate::log::{GroupDescription, Log, MemberDescription, PartitionLag};
-use crate::patterns::control::{self, Action, Command, ControlRecord, Outcome, Place, control_topic};
+use super::{Groups, READ_AT_ONCE, operator};
+use crate::log::{self, GroupDescription, Log, MemberDescription, PartitionLag, StartAt, TopicPartition};
+use crate::patterns::control::{self, Action, Command, ControlRecord, Outcome, Place, blocked_topic, control_topic};
 use crate::patterns::scan::Scan;
 use crate::server::{App, Error};
 
@@ -104,7 +105,7 @@ impl<'a> Group<'a> {
 }
 
 async fn groups(State(app): State<App>) -> Result<Json<Value>, Error> {
-    let (operated, others) = all_groups(&app.log).await?;
+    let Groups { operated, others, .. } = Groups::read(&app.log).await?;
     let operated = operated
         .iter()
         .map(|group| Group::new(&group.own, true, group.retries.as_ref()));
@@ -114,17 +115,35 @@ async fn groups(State(app): State<App>) -> Result<Json<Value>, Error> {
 }
 
 async fn blocked(State(app): State<App>) -> Result<Json<Value>, Error> {
-    let (operated, _) = all_groups(&app.log).await?;
-    let mut all = Vec::new();
-    for group in operated {
-        for (place, blocked) in control::blocked_places(&app.log, &group.group).await? {
-            let mut one = json!(blocked);
-            one["group"] = json!(group.group);
+    let all = Groups::read(&app.log).await?;
+    let groups: Vec<_> = all.operated.into_iter().map(|group| group.group).collect();
+    app.admin.blocked.retain(|group| groups.contains(group));
+    let topics: Vec<_> = groups
+        .iter()
+        .map(|group| TopicPartition::new(blocked_topic(group), 0))
+        .collect();
+    let ends = app.log.offsets(&topics, StartAt::End).await?;
+    let written = groups.into_iter().zip(ends).filter(|(_, end)| *end > 0);
+    let mut read = stream::iter(written)
+        .map(|(group, end)| {
+            let app = &app;
+            async move {
+                let places = control::blocked_places(&app.log, &group);
+                let places = app.admin.blocked.get(group.clone(), vec![end], places).await?;
+                Ok::<_, Error>((group, places))
+            }
+        })
+        .buffered(READ_AT_ONCE);
+    let mut blocked = Vec::new();
+    while let Some((group, places)) = read.try_next().await? {
+        for (place, one) in places {
+            let mut one = json!(one);
+            one["group"] = json!(group);
             one["place"] = json!(place);
-            all.push(one);
+            blocked.push(one);
         }
     }
-    Ok(Json(json!({ "blocked": all })))
+    Ok(Json(json!({ "blocked": blocked })))
 }
 
 /// A command as it comes: who gives it is said elsewhere.
@@ -159,9 +178,9 @@ async fn command(
 }
 
 pub(super) async fn check_group(log: &Log, group: &str) -> Result<(), Error> {
-    match has_topic(log, &control_topic(group)).await {
-        Ok(true) => Ok(()),
-        Ok(false) | Err(crate::log::Error::InvalidTopic { .. }) => {
+    match log.describe_topic(&control_topic(group)).await {
+        Ok(_) => Ok(()),
+        Err(log::Error::UnknownTopic(_) | log::Error::InvalidTopic { .. }) => {
             let detail = format!("there is no group {group} that takes commands");
             Err(Error::not_found("unknown-group", detail))
         }

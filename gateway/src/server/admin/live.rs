@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::groups::told;
-use super::{Operated, all_groups};
+use super::{Groups, Operated};
 use crate::log::{self, Batch, CommittedOffset, GroupEvent, GroupSettings, StartAt};
 use crate::patterns::control::{Blocked, ControlRecord, blocked_topic, control_topic};
 use crate::patterns::dead_letter::dead_letter_topic;
@@ -42,9 +42,9 @@ pub(in crate::server) async fn run(app: App) {
 /// Waits until there are other topics to read than these, and returns them.
 async fn changed_topics(app: &App, topics: &BTreeSet<String>) -> BTreeSet<String> {
     loop {
-        match all_groups(&app.log).await {
-            Ok((operated, _)) => {
-                let now = topics_of(app, &operated).await;
+        match Groups::read(&app.log).await {
+            Ok(all) => {
+                let now = topics_of(&all);
                 if now != *topics {
                     return now;
                 }
@@ -55,16 +55,13 @@ async fn changed_topics(app: &App, topics: &BTreeSet<String>) -> BTreeSet<String
     }
 }
 
-async fn topics_of(app: &App, operated: &[Operated]) -> BTreeSet<String> {
+fn topics_of(all: &Groups) -> BTreeSet<String> {
     let mut topics = BTreeSet::new();
-    for Operated { group, sources, .. } in operated {
+    for Operated { group, sources, .. } in &all.operated {
         let letters = sources.iter().map(|source| dead_letter_topic(source, group));
-        for topic in [blocked_topic(group), control_topic(group)].into_iter().chain(letters) {
-            if super::has_topic(&app.log, &topic).await.unwrap_or(false) {
-                topics.insert(topic);
-            }
-        }
+        topics.extend([blocked_topic(group), control_topic(group)].into_iter().chain(letters));
     }
+    topics.retain(|topic| all.topics.contains_key(topic));
     topics
 }
 

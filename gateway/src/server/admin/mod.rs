@@ -7,17 +7,20 @@
 mod dead_letters;
 mod groups;
 mod live;
+mod remembered;
 mod retry_topics;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Router;
 use http::{HeaderMap, HeaderName};
 use serde_json::{Map, Value};
 
+use self::dead_letters::Letters;
+use self::remembered::Remembered;
 use super::{App, Error};
-use crate::log::{self, GroupDescription, Log};
-use crate::patterns::control::{Key, control_topic};
+use crate::log::{self, GroupDescription, Log, TopicPartition};
+use crate::patterns::control::{Blocked, Key, control_topic};
 use crate::patterns::{self, consumer};
 pub(super) use live::run as run_live;
 
@@ -47,50 +50,81 @@ struct Operated {
     retries: Option<GroupDescription>,
 }
 
-/// The operated groups, and all others.
-async fn all_groups(log: &Log) -> log::Result<(Vec<Operated>, Vec<GroupDescription>)> {
-    let mut groups = log.groups().await?;
-    let mut operated = Vec::new();
-    let mut others = Vec::new();
-    let mut retries = Vec::new();
-    groups.sort_by(|a, b| a.group.cmp(&b.group));
-    for own in groups {
-        if own.group.strip_suffix(".retry").is_some() {
-            retries.push(own);
-        } else if has_topic(log, &control_topic(&own.group)).await? {
-            operated.push(Operated {
-                group: own.group.clone(),
-                sources: own
-                    .partitions
-                    .iter()
-                    .map(|lag| lag.partition.topic.to_string())
-                    .collect(),
-                own,
-                retries: None,
-            });
-        } else {
-            others.push(own);
-        }
-    }
-    for retry in retries {
-        match operated
-            .iter_mut()
-            .find(|group| consumer::retry_group(&group.group) == retry.group)
-        {
-            Some(group) => group.retries = Some(retry),
-            None => others.push(retry),
-        }
-    }
-    Ok((operated, others))
+/// The groups and topics of a log.
+struct Groups {
+    operated: Vec<Operated>,
+    /// Those of other programs.
+    others: Vec<GroupDescription>,
+    /// Partitions by topic.
+    topics: BTreeMap<String, i32>,
 }
 
-async fn has_topic(log: &Log, topic: &str) -> log::Result<bool> {
-    match log.describe_topic(topic).await {
-        Ok(_) => Ok(true),
-        Err(log::Error::UnknownTopic(_)) => Ok(false),
-        Err(error) => Err(error),
+impl Groups {
+    async fn read(log: &Log) -> log::Result<Self> {
+        let mut groups = log.groups().await?;
+        let topics = log.topics().await?;
+        let (mut operated, mut others, mut retries) = (Vec::new(), Vec::new(), Vec::new());
+        groups.sort_by(|a, b| a.group.cmp(&b.group));
+        for own in groups {
+            if own.group.strip_suffix(".retry").is_some() {
+                retries.push(own);
+            } else if topics.contains_key(&control_topic(&own.group)) {
+                operated.push(Operated::new(own));
+            } else {
+                others.push(own);
+            }
+        }
+        for retry in retries {
+            match operated
+                .iter_mut()
+                .find(|group| consumer::retry_group(&group.group) == retry.group)
+            {
+                Some(group) => group.retries = Some(retry),
+                None => others.push(retry),
+            }
+        }
+        Ok(Self {
+            operated,
+            others,
+            topics,
+        })
+    }
+
+    /// The partitions of a topic; none if it is not there.
+    fn partitions(&self, topic: &str) -> Vec<TopicPartition> {
+        let partitions = self.topics.get(topic).copied().unwrap_or(0);
+        (0..partitions)
+            .map(|number| TopicPartition::new(topic, number))
+            .collect()
     }
 }
+
+impl Operated {
+    fn new(own: GroupDescription) -> Self {
+        // Before the first commit only the members say what they consume.
+        let committed = own.partitions.iter().map(|lag| &lag.partition);
+        let assigned = own.members.iter().flat_map(|member| &member.partitions);
+        let topics = committed.chain(assigned).map(|partition| partition.topic.to_string());
+        Self {
+            group: own.group.clone(),
+            sources: topics.collect(),
+            own,
+            retries: None,
+        }
+    }
+}
+
+/// What operators have asked for, for when they ask again.
+#[derive(Debug, Default)]
+pub struct Admin {
+    blocked: Remembered<String, BTreeMap<String, Blocked>>,
+    letters: Remembered<String, Letters>,
+    /// When the record was written that waits first on a partition of a retry topic.
+    first_waiting_ms: Remembered<TopicPartition, Option<i64>>,
+}
+
+/// Topics that are read at the same time to answer one request.
+const READ_AT_ONCE: usize = 8;
 
 fn operator(headers: &HeaderMap) -> String {
     let given = headers

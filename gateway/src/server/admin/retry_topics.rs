@@ -1,12 +1,16 @@
 //! What waits on retry topics, and until when.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 
-use super::all_groups;
-use crate::log::{Log, PartitionLag, StartAt};
+use super::{Groups, READ_AT_ONCE};
+use crate::log::{Log, StartAt, TopicPartition};
 use crate::patterns::retry::delay_of_topic;
 use crate::server::{App, Error};
 
@@ -15,50 +19,64 @@ pub(super) fn routes() -> Router<App> {
 }
 
 async fn retry_topics(State(app): State<App>) -> Result<Json<Value>, Error> {
-    let (operated, _) = all_groups(&app.log).await?;
-    let mut topics = Vec::new();
-    for group in operated {
-        let Some(retries) = &group.retries else { continue };
-        for source in &group.sources {
-            let mut names: Vec<_> = retries
-                .partitions
-                .iter()
-                .map(|lag| lag.partition.topic.clone())
-                .collect();
-            names.dedup();
-            for name in names {
-                let Some(delay) = delay_of_topic(&name, source, &group.group) else {
-                    continue;
-                };
-                let delay_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
-                let lags = retries.partitions.iter().filter(|lag| lag.partition.topic == name);
-                let (mut waiting, mut next_due_ms) = (0, None::<i64>);
-                for lag in lags {
-                    waiting += (lag.end - lag.committed.0).max(0);
-                    if let Some(first_ms) = first_waiting_ms(&app.log, lag).await? {
-                        let due_ms = first_ms.saturating_add(delay_ms);
-                        next_due_ms = Some(next_due_ms.map_or(due_ms, |next| next.min(due_ms)));
-                    }
-                }
-                topics.push(json!({
-                    "topic": &*name, "group": group.group, "source": source, "delay_ms": delay_ms,
-                    "waiting": waiting, "next_due_ms": next_due_ms,
-                }));
+    let all = Groups::read(&app.log).await?;
+    let lags = all.operated.iter().filter_map(|group| group.retries.as_ref());
+    let lags: Vec<_> = lags.flat_map(|retries| retries.partitions.clone()).collect();
+    let partitions: Vec<_> = lags.iter().map(|lag| lag.partition.clone()).collect();
+    let there: HashSet<_> = partitions.iter().collect();
+    app.admin.first_waiting_ms.retain(|partition| there.contains(partition));
+    let starts = app.log.offsets(&partitions, StartAt::Start).await?;
+    let first_waiting_ms: HashMap<_, _> = stream::iter(lags.into_iter().zip(starts))
+        .map(|(lag, start)| {
+            let app = &app;
+            async move {
+                let from = lag.committed.0.max(start);
+                let first = first_waiting_ms(&app.log, &lag.partition, from..lag.end);
+                let known = &app.admin.first_waiting_ms;
+                let first = known.get(lag.partition.clone(), vec![from, lag.end], first).await?;
+                Ok::<_, Error>((lag.partition, first))
             }
+        })
+        .buffered(READ_AT_ONCE)
+        .try_collect()
+        .await?;
+
+    let mut topics = Vec::new();
+    for group in &all.operated {
+        let Some(retries) = &group.retries else { continue };
+        let mut by_topic: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for lag in &retries.partitions {
+            by_topic.entry(&*lag.partition.topic).or_default().push(lag);
+        }
+        for (topic, lags) in by_topic {
+            let mut delays = group
+                .sources
+                .iter()
+                .map(|source| (source, delay_of_topic(topic, source, &group.group)));
+            let Some((source, Some(delay))) = delays.find(|(_, delay)| delay.is_some()) else {
+                continue;
+            };
+            let delay_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+            let waiting: i64 = lags.iter().map(|lag| (lag.end - lag.committed.0).max(0)).sum();
+            let first_ms = lags.iter().filter_map(|lag| first_waiting_ms[&lag.partition]).min();
+            topics.push(json!({
+                "topic": topic, "group": group.group, "source": source, "delay_ms": delay_ms,
+                "waiting": waiting, "next_due_ms": first_ms.map(|first_ms| first_ms.saturating_add(delay_ms)),
+            }));
         }
     }
     Ok(Json(json!({ "topics": topics })))
 }
 
-/// When the record was written that waits first; `None`: none waits.
-async fn first_waiting_ms(log: &Log, lag: &PartitionLag) -> Result<Option<i64>, Error> {
-    let start = log.offset(&lag.partition, StartAt::Start).await?;
-    if lag.committed.0.max(start) >= lag.end {
+/// When the first record of these offsets was written; `None`: there is none.
+async fn first_waiting_ms(log: &Log, partition: &TopicPartition, offsets: Range<i64>) -> Result<Option<i64>, Error> {
+    if offsets.is_empty() {
         return Ok(None);
     }
-    let mut reader = log.reader(&lag.partition.topic).await?;
-    let at = StartAt::Offset(lag.committed.0.max(start));
-    reader.assign(lag.partition.partition, at).await?;
+    let mut reader = log.reader(&partition.topic).await?;
+    reader
+        .assign(partition.partition, StartAt::Offset(offsets.start))
+        .await?;
     loop {
         let batch = reader.next().await?;
         if let Some(record) = batch.records.first() {

@@ -9,12 +9,10 @@
 //!
 //! Invariant: a job is answered once; one that nobody waits for any more is not begun, and one that fails leaves nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::try_join_all;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -326,18 +324,14 @@ impl LaneContext {
         let TopicDescription {
             name, id, partitions, ..
         } = &self.notifications;
-        let partition_of = |job: &&Job| partition_for_key(job.channel.as_bytes(), *partitions);
-        let distinct: BTreeSet<i32> = jobs.iter().map(partition_of).collect();
-        let ends = distinct.into_iter().map(|partition| async move {
-            let end = TopicPartition::new(name.as_str(), partition);
-            Ok::<_, log::Error>((partition, self.log.offset(&end, StartAt::End).await?))
-        });
-        let ends: BTreeMap<i32, i64> = try_join_all(ends).await?.into_iter().collect();
-        let token = |job| {
-            let partition = partition_of(job);
-            Token::at(*id, partition, NextOffset(ends[&partition]))
+        let place = |job: &&Job| {
+            let partition = partition_for_key(job.channel.as_bytes(), *partitions);
+            TopicPartition::new(name.as_str(), partition)
         };
-        Ok(jobs.iter().map(token).collect())
+        let places: Vec<_> = jobs.iter().map(place).collect();
+        let ends = self.log.offsets(&places, StartAt::End).await?;
+        let token = |(place, end): (&TopicPartition, i64)| Token::at(*id, place.partition, NextOffset(end));
+        Ok(places.iter().zip(ends).map(token).collect())
     }
 }
 
