@@ -31,7 +31,7 @@ pub use partitioner::partition_for_key;
 pub use producer::{Acks, Appended, Delivery, Producer, ProducerSettings};
 pub use reader::{Reader, StartAt};
 pub use record::{Batch, Headers, NextOffset, ProducerRecord, Record, TopicPartition};
-pub use topic::{CleanupPolicy, TopicChange, TopicDescription, TopicId, TopicPlan, TopicSpec};
+pub use topic::{CleanupPolicy, Timestamps, TopicChange, TopicDescription, TopicId, TopicPlan, TopicSpec};
 pub use transaction::{Transaction, TransactionalProducer};
 
 /// What log operations return.

@@ -49,6 +49,9 @@ pub struct Appended {
     pub partition: TopicPartition,
     /// The offset; -1 with [`Acks::None`], where it is not known.
     pub offset: i64,
+    /// The record's timestamp, in milliseconds since the Unix epoch: on a topic with [`super::Timestamps::LogAppend`] the log's time of
+    /// the append. With [`Acks::None`] the writer's.
+    pub timestamp_ms: i64,
 }
 
 /// The answer to one append, to be awaited. Dropping it does not take the record back.

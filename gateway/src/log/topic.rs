@@ -37,6 +37,35 @@ impl CleanupPolicy {
     }
 }
 
+/// Whose clock says when a record was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Timestamps {
+    /// The writer's, or whatever time it gives ([`super::ProducerRecord::timestamp_ms`]).
+    #[default]
+    Create,
+    /// The log's, when it appends the record. What the writer says does not count.
+    LogAppend,
+}
+
+impl Timestamps {
+    /// Kafka's value of `message.timestamp.type`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CreateTime",
+            Self::LogAppend => "LogAppendTime",
+        }
+    }
+
+    /// What Kafka writes so; `None` for anything else.
+    pub fn parse(value: &str) -> Option<Self> {
+        match value {
+            "CreateTime" => Some(Self::Create),
+            "LogAppendTime" => Some(Self::LogAppend),
+            _ => None,
+        }
+    }
+}
+
 /// A topic as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicSpec {
@@ -54,13 +83,15 @@ pub struct TopicSpec {
     pub retention: Option<Duration>,
     /// Largest record in bytes (`max.message.bytes`).
     pub max_message_bytes: usize,
+    /// Whose clock says when a record was written (`message.timestamp.type`). Records keep the time that they have when it is changed.
+    pub timestamps: Timestamps,
 }
 
 impl TopicSpec {
     /// Kafka's default of `max.message.bytes`.
     pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
 
-    /// A topic with retention of 7 days (Kafka's default) and records of up to 1 MiB.
+    /// A topic with retention of 7 days (Kafka's default), records of up to 1 MiB, and their writers' times.
     pub fn new(name: impl Into<String>, partitions: i32) -> Self {
         Self {
             name: name.into(),
@@ -70,6 +101,7 @@ impl TopicSpec {
             cleanup: CleanupPolicy::Delete,
             retention: Some(Duration::from_secs(7 * 24 * 60 * 60)),
             max_message_bytes: Self::DEFAULT_MAX_MESSAGE_BYTES,
+            timestamps: Timestamps::default(),
         }
     }
 
@@ -127,6 +159,11 @@ impl TopicSpec {
                 topic.max_message_bytes.to_string(),
                 self.max_message_bytes.to_string(),
             ),
+            (
+                "message.timestamp.type",
+                topic.timestamps.as_str().to_owned(),
+                self.timestamps.as_str().to_owned(),
+            ),
         ] {
             let is_unused = setting == "retention.ms" && self.cleanup == CleanupPolicy::Compact;
             if from != to && !is_unused {
@@ -177,6 +214,8 @@ pub struct TopicDescription {
     pub retention: Option<Duration>,
     /// Largest record in bytes.
     pub max_message_bytes: usize,
+    /// Whose clock says when a record was written.
+    pub timestamps: Timestamps,
 }
 
 /// One step of a [`TopicPlan`].

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use barnabas::log::{
-    Acks, Error, Headers, Log, ProducerRecord, ProducerSettings, TopicPartition, TopicSpec, partition_for_key,
+    Acks, Error, Headers, Log, ProducerRecord, ProducerSettings, Timestamps, TopicPartition, TopicSpec,
+    partition_for_key,
 };
 
 use super::{append_all, append_values, make_topic, new_topic, read_partition, texts, unique, within};
@@ -30,6 +31,51 @@ pub async fn reads_back_what_was_appended(log: Log) {
         (Some(&b"k"[..]), Some(&b"v"[..]))
     );
     assert_eq!(records[0].headers, Headers::new().with("h", "1"));
+}
+
+/// The time of a record is its writer's or the log's, as its topic says, and the answer tells it.
+pub async fn stamps_records_by_the_clock_that_the_topic_names(log: Log) {
+    const LONG_AGO_MS: i64 = 1_700_000_000_123;
+    let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+    for timestamps in [Timestamps::Create, Timestamps::LogAppend] {
+        let topic = make_topic(
+            &log,
+            TopicSpec {
+                retention: None,
+                timestamps,
+                ..TopicSpec::new(unique("stamped"), 1)
+            },
+        )
+        .await;
+        let record = ProducerRecord::to(topic.clone()).value("v");
+        let mut told = Vec::new();
+        for record in [record.clone(), record.clone().timestamp_ms(LONG_AGO_MS)] {
+            let appended = within("an append", producer.append(record)).await.expect("appended");
+            told.push(appended.timestamp_ms);
+        }
+        let mut transactional = log
+            .transactional_producer(&unique("stamper"))
+            .await
+            .expect("a producer");
+        let mut transaction = transactional.begin();
+        transaction.send(record.timestamp_ms(LONG_AGO_MS)).await.expect("taken");
+        within("a commit", transaction.commit()).await.expect("committed");
+        let read: Vec<i64> = read_partition(&log, &topic, 0)
+            .await
+            .iter()
+            .map(|record| record.timestamp_ms)
+            .collect();
+        assert_eq!(read[..2], told);
+        // The log's clock need not agree with this one.
+        let is_now: Vec<bool> = read
+            .iter()
+            .map(|timestamp_ms| *timestamp_ms > LONG_AGO_MS + 1000)
+            .collect();
+        match timestamps {
+            Timestamps::Create => assert_eq!((is_now[0], &read[1..]), (true, &[LONG_AGO_MS; 2][..])),
+            Timestamps::LogAppend => assert_eq!(is_now, [true; 3], "{read:?}"),
+        }
+    }
 }
 
 /// Records are read in the order of the calls that appended them.

@@ -30,6 +30,7 @@ macro_rules! conformance {
         }
         $crate::conformance!($log;
             append: reads_back_what_was_appended,
+            append: stamps_records_by_the_clock_that_the_topic_names,
             append: keeps_the_order_within_a_partition,
             append: places_keys_as_the_java_client_does,
             append: spreads_records_without_a_key,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use barnabas::log::{CleanupPolicy, Error, Log, TopicChange, TopicSpec};
+use barnabas::log::{CleanupPolicy, Error, Log, Timestamps, TopicChange, TopicSpec};
 
 use super::{append_values, make_topic, new_topic, read_partition, unique, within};
 
@@ -26,7 +26,10 @@ pub async fn are_planned_and_applied(log: Log) {
         (topic.partitions, topic.cleanup, topic.retention),
         (2, spec.cleanup, spec.retention)
     );
-    assert_eq!(topic.max_message_bytes, 65_536);
+    assert_eq!(
+        (topic.max_message_bytes, topic.timestamps),
+        (65_536, Timestamps::Create)
+    );
     assert!(
         log.plan_topics(std::slice::from_ref(&spec))
             .await
@@ -36,9 +39,11 @@ pub async fn are_planned_and_applied(log: Log) {
     );
     spec.partitions = 4;
     spec.retention = Some(Duration::from_secs(7200));
+    spec.timestamps = Timestamps::LogAppend;
     make_topic(&log, spec.clone()).await;
     let topic = log.describe_topic(&spec.name).await.expect("a topic");
     assert_eq!((topic.partitions, topic.retention), (4, spec.retention));
+    assert_eq!(topic.timestamps, Timestamps::LogAppend);
     assert!(log.plan_topics(&[spec]).await.expect("a plan").changes.is_empty());
 }
 

@@ -10,8 +10,8 @@ use super::catalog::{Topic, TopicSettings};
 use super::cleaner::{delete_before, delete_rows};
 use super::schema::row_id;
 use crate::log::{
-    CleanupPolicy, Error, GroupDescription, NextOffset, PartitionLag, Result, TopicChange, TopicDescription,
-    TopicPartition, TopicPlan, TopicSpec,
+    CleanupPolicy, Error, GroupDescription, NextOffset, PartitionLag, Result, Timestamps, TopicChange,
+    TopicDescription, TopicPartition, TopicPlan, TopicSpec,
 };
 
 impl EmbeddedLog {
@@ -160,13 +160,15 @@ fn change_name(change: &TopicChange) -> &str {
 
 fn create(connection: &Connection, spec: &TopicSpec) -> Result<()> {
     let inserted = connection.execute(
-        "INSERT OR IGNORE INTO topics (name, topic_id, cleanup, retention_ms, max_message_bytes) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT OR IGNORE INTO topics (name, topic_id, cleanup, retention_ms, max_message_bytes, timestamps)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         params![
             spec.name,
             rand::random::<[u8; 16]>(),
             spec.cleanup.as_str(),
             spec.retention.map(ms),
-            spec.max_message_bytes as i64
+            spec.max_message_bytes as i64,
+            spec.timestamps.as_str()
         ],
     )?;
     if inserted == 0 {
@@ -187,12 +189,13 @@ fn add_partitions(connection: &Connection, topic: i64, from: i32, to: i32) -> Re
 
 fn alter(connection: &Connection, topic: i64, settings: TopicSettings) -> Result<()> {
     connection.execute(
-        "UPDATE topics SET cleanup = ?2, retention_ms = ?3, max_message_bytes = ?4 WHERE id = ?1",
+        "UPDATE topics SET cleanup = ?2, retention_ms = ?3, max_message_bytes = ?4, timestamps = ?5 WHERE id = ?1",
         params![
             topic,
             settings.cleanup.as_str(),
             settings.retention.map(ms),
-            settings.max_message_bytes as i64
+            settings.max_message_bytes as i64,
+            settings.timestamps.as_str()
         ],
     )?;
     Ok(())
@@ -203,6 +206,9 @@ fn altered(topic: &str, mut settings: TopicSettings, setting: &str, to: &str) ->
     let number = to.parse::<i64>().ok();
     match (setting, number, CleanupPolicy::parse(to)) {
         ("cleanup.policy", _, Some(cleanup)) => settings.cleanup = cleanup,
+        ("message.timestamp.type", ..) if let Some(timestamps) = Timestamps::parse(to) => {
+            settings.timestamps = timestamps
+        }
         ("retention.ms", Some(-1), _) => settings.retention = None,
         ("retention.ms", Some(ms @ 0..), _) => settings.retention = Some(Duration::from_millis(ms.unsigned_abs())),
         ("max.message.bytes", Some(bytes @ 1..), _) => settings.max_message_bytes = bytes.unsigned_abs() as usize,

@@ -9,7 +9,8 @@ use rusqlite::Connection;
 use tokio::sync::Notify;
 
 use crate::log::{
-    CleanupPolicy, Error, ProducerRecord, Result, TopicDescription, TopicId, TopicPartition, partition_for_key,
+    CleanupPolicy, Error, ProducerRecord, Result, Timestamps, TopicDescription, TopicId, TopicPartition,
+    partition_for_key,
 };
 
 /// All topics by name.
@@ -36,6 +37,7 @@ pub(super) struct TopicSettings {
     pub(super) cleanup: CleanupPolicy,
     pub(super) retention: Option<Duration>,
     pub(super) max_message_bytes: usize,
+    pub(super) timestamps: Timestamps,
 }
 
 /// A partition: what is kept of it, and who waits for more.
@@ -70,7 +72,7 @@ impl Catalog {
     pub(super) fn reload(&self, connection: &Connection, name: &str) -> Result<()> {
         let known = self.topic(name).ok();
         let row = connection.query_row(
-            "SELECT id, topic_id, cleanup, retention_ms, max_message_bytes FROM topics WHERE name = ?1",
+            "SELECT id, topic_id, cleanup, retention_ms, max_message_bytes, timestamps FROM topics WHERE name = ?1",
             [name],
             |row| {
                 Ok((
@@ -79,10 +81,11 @@ impl Catalog {
                     row.get::<_, String>(2)?,
                     row.get::<_, Option<i64>>(3)?,
                     row.get::<_, i64>(4)?,
+                    row.get::<_, String>(5)?,
                 ))
             },
         );
-        let (row, id, cleanup, retention_ms, max_message_bytes) = match row {
+        let (row, id, cleanup, retention_ms, max_message_bytes, timestamps) = match row {
             Err(rusqlite::Error::QueryReturnedNoRows) => {
                 self.write().remove(name);
                 return Ok(());
@@ -118,6 +121,8 @@ impl Catalog {
                     .ok_or_else(|| Error::Storage(format!("cleanup {cleanup:?}")))?,
                 retention: retention_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
                 max_message_bytes: max_message_bytes.unsigned_abs() as usize,
+                timestamps: Timestamps::parse(&timestamps)
+                    .ok_or_else(|| Error::Storage(format!("timestamps {timestamps:?}")))?,
             },
             partitions,
             next_partition: AtomicU32::new(0),
@@ -141,8 +146,8 @@ impl Catalog {
         self.topic(&name.topic)?.partition(name.partition)
     }
 
-    /// The partition that a record goes to, when its topic takes it.
-    pub(super) fn partition_for(&self, record: &ProducerRecord) -> Result<Arc<Partition>> {
+    /// The partition that a record goes to, when its topic takes it, and whose clock says when it was written.
+    pub(super) fn partition_for(&self, record: &ProducerRecord) -> Result<(Arc<Partition>, Timestamps)> {
         let topic = self.topic(&record.topic)?;
         let size_bytes = record.size_bytes();
         if size_bytes > topic.settings.max_message_bytes {
@@ -154,7 +159,7 @@ impl Catalog {
             });
         }
         let count = topic.partitions.len() as i32;
-        match (&record.key, record.partition) {
+        let partition = match (&record.key, record.partition) {
             (None, _) if topic.settings.cleanup != CleanupPolicy::Delete => Err(Error::InvalidTopic {
                 topic: topic.name.to_string(),
                 reason: "a compacted topic takes no record without a key".to_owned(),
@@ -165,7 +170,8 @@ impl Catalog {
                 let next = topic.next_partition.fetch_add(1, Ordering::Relaxed);
                 topic.partition((next % count.unsigned_abs()).cast_signed())
             }
-        }
+        }?;
+        Ok((partition, topic.settings.timestamps))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Arc<str>, Arc<Topic>>> {
@@ -195,6 +201,7 @@ impl Topic {
             cleanup: self.settings.cleanup,
             retention: self.settings.retention,
             max_message_bytes: self.settings.max_message_bytes,
+            timestamps: self.settings.timestamps,
         }
     }
 }

@@ -43,7 +43,7 @@ use self::writer::{MemberOffsets, Row, Value, Write};
 use super::producer::ProducerEngine;
 use super::{
     Acks, Appended, CommittedOffset, Delivery, Error, GroupMember, GroupSettings, Producer, ProducerRecord,
-    ProducerSettings, Reader, Result, StartAt, TopicPartition, TransactionalProducer,
+    ProducerSettings, Reader, Result, StartAt, Timestamps, TopicPartition, TransactionalProducer,
 };
 
 /// Memory that records waiting for the writer may take, in KiB. When it is taken producers wait.
@@ -205,7 +205,7 @@ impl EmbeddedLog {
 
     /// A record as it will stand in the file, when its topic takes it.
     fn row(&self, record: ProducerRecord) -> Result<Row> {
-        let partition = self.0.catalog.partition_for(&record)?;
+        let (partition, timestamps) = self.0.catalog.partition_for(&record)?;
         let ProducerRecord {
             key,
             value,
@@ -215,7 +215,7 @@ impl EmbeddedLog {
         } = record;
         Ok(Row {
             partition,
-            timestamp_ms,
+            timestamp_ms: timestamp_ms.filter(|_| timestamps == Timestamps::Create),
             key,
             headers: headers::encode(&headers),
             value: Value::Inline(value),
@@ -290,6 +290,7 @@ impl EmbeddedProducer {
                 let appended = Appended {
                     partition: row.partition.name.clone(),
                     offset: -1,
+                    timestamp_ms: row.timestamp_ms.unwrap_or_else(now_ms),
                 };
                 // The other end is held just below.
                 let _ = reply.send(Ok(appended));

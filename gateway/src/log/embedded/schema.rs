@@ -23,7 +23,8 @@ const TABLES: &str = "
         topic_id BLOB NOT NULL,
         cleanup TEXT NOT NULL,
         retention_ms INTEGER,
-        max_message_bytes INTEGER NOT NULL
+        max_message_bytes INTEGER NOT NULL,
+        timestamps TEXT NOT NULL DEFAULT 'CreateTime'
     );
     CREATE TABLE IF NOT EXISTS partitions (
         -- AUTOINCREMENT: rows of a deleted topic's partition must never show up in a new one.
@@ -81,7 +82,7 @@ pub(super) fn offset_of(row_id: i64) -> i64 {
     row_id & ((1 << OFFSET_BITS) - 1)
 }
 
-/// The writer's connection. Makes the tables that are missing.
+/// The writer's connection. Makes the tables that are missing, and the column that files of before topics had timestamps lack.
 pub(super) fn open_writer(file: &Path, durability: Durability) -> Result<Connection> {
     let connection = Connection::open(file)?;
     connection.pragma_update(None, "journal_mode", "wal")?;
@@ -91,6 +92,10 @@ pub(super) fn open_writer(file: &Path, durability: Durability) -> Result<Connect
     connection.pragma_update(None, "cache_size", -16_384)?;
     connection.set_prepared_statement_cache_capacity(32);
     connection.execute_batch(TABLES)?;
+    let has_timestamps = "SELECT count(*) FROM pragma_table_info('topics') WHERE name = 'timestamps'";
+    if connection.query_row(has_timestamps, [], |row| row.get::<_, i64>(0))? == 0 {
+        connection.execute_batch("ALTER TABLE topics ADD COLUMN timestamps TEXT NOT NULL DEFAULT 'CreateTime'")?;
+    }
     Ok(connection)
 }
 

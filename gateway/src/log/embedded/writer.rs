@@ -68,6 +68,7 @@ pub(super) enum Write {
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) partition: Arc<Partition>,
+    /// `None`: the time of the append.
     pub(super) timestamp_ms: Option<i64>,
     pub(super) key: Option<Bytes>,
     /// As they stand in their column.
@@ -222,7 +223,8 @@ impl Writer {
                 Answer::Appended { row, partition, reply } => {
                     let _ = reply.send(Ok(Appended {
                         partition: partition.name.clone(),
-                        offset: placed[row],
+                        offset: placed[row].0,
+                        timestamp_ms: placed[row].1,
                     }));
                 }
                 Answer::Staged { stage, reply } => {
@@ -383,9 +385,9 @@ impl Group {
     }
 }
 
-type Written = (Vec<(Arc<Partition>, i64)>, Vec<i64>, Vec<Vec<i64>>);
+type Written = (Vec<(Arc<Partition>, i64)>, Vec<(i64, i64)>, Vec<Vec<i64>>);
 
-/// Writes a group: returns the partitions' new ends, the offset of each row, and the place of each staged value.
+/// Writes a group: returns the partitions' new ends, offset and timestamp of each row, and the place of each staged value.
 fn write_group(
     connection: &Connection,
     rows: Vec<Row>,
@@ -433,7 +435,7 @@ fn write_group(
             .entry((partition.row, offset / SEGMENT_OFFSETS))
             .or_insert(timestamp_ms);
         *newest = timestamp_ms.max(*newest);
-        placed.push(offset);
+        placed.push((offset, timestamp_ms));
     }
     let mut segment = connection.prepare_cached(
         "INSERT INTO segments (partition, segment, max_timestamp_ms) VALUES (?1, ?2, ?3)

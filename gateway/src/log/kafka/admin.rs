@@ -16,13 +16,14 @@ use super::error::Resource;
 use super::event::LogContext;
 use super::{KafkaLog, blocking};
 use crate::log::{
-    CleanupPolicy, Error, GroupDescription, MemberDescription, NextOffset, PartitionLag, Result, StartAt, TopicChange,
-    TopicDescription, TopicPartition, TopicPlan, TopicSpec,
+    CleanupPolicy, Error, GroupDescription, MemberDescription, NextOffset, PartitionLag, Result, StartAt, Timestamps,
+    TopicChange, TopicDescription, TopicPartition, TopicPlan, TopicSpec,
 };
 
 const CLEANUP: &str = "cleanup.policy";
 const RETENTION: &str = "retention.ms";
 const MAX_MESSAGE: &str = "max.message.bytes";
+const TIMESTAMPS: &str = "message.timestamp.type";
 
 /// How long one request for offsets may take before it is sent anew: one that was on its way to a broker that went down waits
 /// out its time though the broker is back.
@@ -89,6 +90,7 @@ impl KafkaLog {
             cleanup: CleanupPolicy::parse(value(CLEANUP)).unwrap_or(CleanupPolicy::Delete),
             retention: value(RETENTION).parse().ok().map(Duration::from_millis),
             max_message_bytes,
+            timestamps: Timestamps::parse(value(TIMESTAMPS)).unwrap_or_default(),
         })
     }
 
@@ -282,7 +284,8 @@ impl KafkaLog {
         )
         .set(CLEANUP, spec.cleanup.as_str())
         .set(RETENTION, &retention)
-        .set(MAX_MESSAGE, &max_message);
+        .set(MAX_MESSAGE, &max_message)
+        .set(TIMESTAMPS, spec.timestamps.as_str());
         let answer = self
             .0
             .admin

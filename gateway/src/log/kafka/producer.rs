@@ -263,6 +263,7 @@ impl ProducerContext for DeliveryContext {
                 partition: TopicPartition::new(topic, message.partition()),
                 // Without an acknowledgement librdkafka has a mark of its own here.
                 offset: message.offset().max(-1),
+                timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
             }),
             Err((error, _)) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);

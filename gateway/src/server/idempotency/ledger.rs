@@ -389,7 +389,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::{CleanupPolicy, Headers, NextOffset, Record, TopicId, TopicPartition};
+    use crate::log::{CleanupPolicy, Headers, NextOffset, Record, Timestamps, TopicId, TopicPartition};
     use crate::server::idempotency::{Answer, Fingerprinter};
     use http::{HeaderMap, Method, Uri};
 
@@ -410,6 +410,7 @@ mod tests {
             cleanup: CleanupPolicy::Delete,
             retention: None,
             max_message_bytes: 1,
+            timestamps: Timestamps::Create,
         }
     }
 
