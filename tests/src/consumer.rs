@@ -76,6 +76,8 @@ pub struct WorkerSettings {
     pub work_max_us: u64,
     /// What goes wrong, the first that fits.
     pub faults: Vec<Fault>,
+    /// How far its wall clock is ahead of the machine's, in milliseconds.
+    pub clock_ahead_ms: i64,
     /// The file to which it adds lines.
     pub ledger: PathBuf,
 }
@@ -256,7 +258,7 @@ pub struct Line {
     pub number: u64,
     /// Which attempt.
     pub attempt: u32,
-    /// When, in milliseconds since the Unix epoch.
+    /// When, in milliseconds since the Unix epoch by the machine's clock.
     pub at_ms: i64,
 }
 
@@ -341,6 +343,7 @@ impl Crew {
             overrides: BTreeMap::new(),
             work_max_us: 0,
             faults: Vec::new(),
+            clock_ahead_ms: 0,
             ledger: folder.path().join("ledger"),
         };
         change(&mut settings);

@@ -27,6 +27,8 @@ pub struct OracleRecord {
     pub partition: i32,
     /// Its place there.
     pub offset: i64,
+    /// Its time, in milliseconds since the Unix epoch.
+    pub timestamp_ms: i64,
     /// The key, empty if there is none.
     pub key: Vec<u8>,
     /// The value, empty if there is none.
@@ -45,6 +47,7 @@ impl OracleRecord {
         Self {
             partition: message.partition(),
             offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis().unwrap_or_default(),
             key: message.key().unwrap_or_default().to_owned(),
             value: message.payload().unwrap_or_default().to_owned(),
             headers: headers.map(header).collect(),
@@ -212,7 +215,7 @@ pub fn read_embedded(data_dir: &Path, topic: &str) -> Vec<OracleRecord> {
     let log = open_embedded(data_dir);
     let mut query = log
         .prepare(
-            "SELECT p.partition, r.id & 1099511627775, r.key, coalesce(r.value, b.value), r.headers
+            "SELECT p.partition, r.id & 1099511627775, r.key, coalesce(r.value, b.value), r.headers, r.timestamp_ms
              FROM topics t JOIN partitions p ON p.topic = t.id
                   JOIN records r ON r.id >= p.id << 40 AND r.id < (p.id + 1) << 40
                   LEFT JOIN blobs b ON b.id = r.blob
@@ -224,6 +227,7 @@ pub fn read_embedded(data_dir: &Path, topic: &str) -> Vec<OracleRecord> {
             Ok(OracleRecord {
                 partition: row.get(0)?,
                 offset: row.get(1)?,
+                timestamp_ms: row.get(5)?,
                 key: row.get::<_, Option<Vec<u8>>>(2)?.unwrap_or_default(),
                 value: row.get::<_, Option<Vec<u8>>>(3)?.unwrap_or_default(),
                 headers: headers(&row.get::<_, Option<Vec<u8>>>(4)?.unwrap_or_default()),

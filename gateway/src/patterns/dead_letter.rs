@@ -25,7 +25,7 @@ use super::retry::RetryPolicy;
 use super::scan::Scan;
 use super::{Error, now_ms};
 use crate::log::{
-    CleanupPolicy, Headers, Log, ProducerRecord, Record, TopicDescription, TopicSpec, TransactionalProducer,
+    CleanupPolicy, Headers, Log, ProducerRecord, Record, Timestamps, TopicDescription, TopicSpec, TransactionalProducer,
 };
 
 /// Dead letters that are redriven or discarded in one transaction.
@@ -35,7 +35,8 @@ const SETTLED_AT_ONCE: usize = 500;
 pub mod header {
     /// Attempts made.
     pub const ATTEMPT: &str = "bn-attempt";
-    /// When the next attempt is due by the clock of the one who wrote it, in milliseconds since the Unix epoch.
+    /// When the next attempt is due by the clock of the one who wrote it, in milliseconds since the Unix epoch. It is for people: what
+    /// counts is the record's timestamp, which is the log's, and the delay.
     pub const DUE_MS: &str = "bn-due-ms";
     /// The delay before the next attempt, in milliseconds.
     pub const BACK_OFF_MS: &str = "bn-backoff-ms";
@@ -54,8 +55,11 @@ pub mod header {
     /// What the failure said, cut at 1 KB.
     pub const ERROR_MESSAGE: &str = "bn-error-message";
 
+    /// On a retry topic: the record is there to be stamped with the log's time, and stands for nothing.
+    pub const CLOCK: &str = "bn-clock";
+
     /// All of them.
-    pub(in crate::patterns) const ALL: [&str; 10] = [
+    pub(in crate::patterns) const ALL: [&str; 11] = [
         ATTEMPT,
         DUE_MS,
         BACK_OFF_MS,
@@ -66,6 +70,7 @@ pub mod header {
         GROUP,
         ERROR_KIND,
         ERROR_MESSAGE,
+        CLOCK,
     ];
     /// What says where a record stood first.
     pub(in crate::patterns) const ORIGIN: [&str; 4] = [ORIGIN_TOPIC, ORIGIN_PARTITION, ORIGIN_OFFSET, ORIGIN_TIMESTAMP];
@@ -102,6 +107,7 @@ pub(super) fn marks(group: &str, retention: Duration) -> TopicSpec {
 
 /// The topics that a group needs beside `topic`: for each retry delay one, that of dead letters, and that by which they come back.
 /// They keep records for as long as `topic`, retry topics for a day longer than they wait at least, and dead letters for `retention`.
+/// Retry topics stamp records themselves: the delay counts from then.
 pub(super) fn topics(
     topic: &TopicDescription,
     group: &str,
@@ -119,7 +125,10 @@ pub(super) fn topics(
     if let Some(retry) = retry.topics() {
         for (name, delay) in retry.names(&topic.name, group).into_iter().zip(retry.delays()) {
             let retention = topic.retention.map(|retention| retention.max(*delay + day));
-            specs.push(spec(name, retention));
+            specs.push(TopicSpec {
+                timestamps: Timestamps::LogAppend,
+                ..spec(name, retention)
+            });
         }
     }
     specs.push(spec(dead_letter_topic(&topic.name, group), Some(retention)));

@@ -39,6 +39,11 @@ pub enum Error {
         /// How long a record may wait.
         wait: Duration,
     },
+    /// The writers of a topic say when its records were written, and it is the log that has to.
+    #[error(
+        "topic {0} takes the times of records from their writers: it needs message.timestamp.type=LogAppendTime, as planned"
+    )]
+    WritersTimes(String),
     /// A setting that does not go together with another.
     #[error("{setting}: {reason}")]
     Setting {

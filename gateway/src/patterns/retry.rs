@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 
+use super::dead_letter::header;
+use crate::log::{ProducerRecord, Record, TopicPartition};
+
 /// Attempts of [`BackOff::fixed`] and [`BackOff::exponential`] unless others are asked for, the first counted.
 const DEFAULT_MAX_ATTEMPTS: u32 = 10;
 
@@ -214,6 +217,18 @@ pub fn parse_delay(words: &str) -> Option<Duration> {
         _ => return None,
     };
     Some(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(unit_ms)?))
+}
+
+/// A record whose only purpose is the stamp that its retry topic gives it.
+pub(super) fn clock_record(partition: &TopicPartition) -> ProducerRecord {
+    ProducerRecord::to(partition.topic.clone())
+        .partition(partition.partition)
+        .header(header::CLOCK, "")
+}
+
+/// Whether a record of a retry topic is a [`clock_record`]. No record that failed comes there with this header.
+pub(crate) fn is_clock_record(record: &Record) -> bool {
+    record.headers.last(header::CLOCK).is_some()
 }
 
 fn in_words(delay: Duration) -> String {

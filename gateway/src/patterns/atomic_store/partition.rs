@@ -297,6 +297,7 @@ fn is_undone(error: &Error) -> bool {
         | Error::MissingTopics(_)
         | Error::RetentionTooShort { .. }
         | Error::NoAnswer { .. }
+        | Error::WritersTimes(_)
         | Error::Setting { .. } => false,
     }
 }

@@ -15,6 +15,7 @@ mod commit;
 mod handle;
 mod handler;
 mod limit;
+mod log_clock;
 mod members;
 mod offsets;
 mod operators;
@@ -257,7 +258,8 @@ impl ConsumerBuilder {
     ///
     /// # Errors
     /// [`Error::Setting`] for settings that do not go together; [`Error::MissingTopics`] for topics that do not exist;
-    /// [`Error::PartitionCounts`] and [`Error::RetentionTooShort`] for topics that would lose what is retried; [`Error::Log`] when
+    /// [`Error::PartitionCounts`], [`Error::RetentionTooShort`] and [`Error::WritersTimes`] for topics that would lose what is retried
+    /// or have it early; [`Error::Log`] when
     /// the group cannot be joined.
     pub async fn start<H: Handler>(self, log: &Log, handler: H) -> Result<ConsumerHandle, Error> {
         let timeout = self.handler_timeout;

@@ -23,10 +23,12 @@ use super::ProcessingOrder;
 use super::commit::Mark;
 use super::handle::{BlockedLane, PartitionState};
 use super::handler::{Attempts, Failure, Handled};
+use super::log_clock::{LogClock, due_ms};
 use super::offsets::Offsets;
 use crate::log::{Batch, CommittedOffset, Record, TopicPartition};
 use crate::patterns::control::{Key, Place};
 use crate::patterns::millis;
+use crate::patterns::retry::is_clock_record;
 
 /// What a record is taken to hold beside its key, value and headers.
 const RECORD_OVERHEAD_BYTES: usize = 160;
@@ -65,8 +67,11 @@ pub(super) struct Partition {
     ignored: HashMap<LaneId, i64>,
     /// Lanes that were blocked, or no longer are, since somebody looked.
     changed: Vec<LaneId>,
-    /// Not to be handled before their time, in milliseconds since the Unix epoch, and not before those ahead of them.
+    /// Not to be handled before their time by the log's clock, in milliseconds since the Unix epoch, and not before those ahead of them.
     held: VecDeque<(i64, Record)>,
+    clock: LogClock,
+    /// Whether `clock` need not be set by a record of its own: what stood here first has been read, or that was asked for.
+    has_time: bool,
     /// Bytes of all records that are not done.
     bytes: usize,
     /// Runs under way.
@@ -196,6 +201,8 @@ impl Partition {
             ignored: HashMap::new(),
             changed: Vec::new(),
             held: VecDeque::new(),
+            clock: LogClock::default(),
+            has_time: false,
             bytes: 0,
             running: 0,
             hopping: 0,
@@ -206,8 +213,14 @@ impl Partition {
     }
 
     /// Takes in what was read. Of a retry topic a record is not handled before it has stood there for `held_for`.
-    pub(super) fn take_in(&mut self, batch: Batch, held_for: Option<Duration>) {
+    pub(super) fn take_in(&mut self, batch: Batch, held_for: Option<Duration>, now: Instant) {
         for record in batch.records {
+            if held_for.is_some() {
+                self.clock.see(record.timestamp_ms, now);
+                if is_clock_record(&record) {
+                    continue;
+                }
+            }
             if !self.offsets.read(record.offset) {
                 continue;
             }
@@ -216,9 +229,11 @@ impl Partition {
                 None => self.queue(record),
                 Some(delay) => self
                     .held
-                    .push_back((record.timestamp_ms.saturating_add(millis(delay)), record)),
+                    .push_back((due_ms(record.timestamp_ms, millis(delay)), record)),
             }
         }
+        // With nothing held when the end is reached, the first that comes later is fresh.
+        self.has_time |= batch.caught_up && self.held.is_empty();
         self.offsets.reach(batch.next_offset);
     }
 
@@ -249,9 +264,21 @@ impl Partition {
         }
     }
 
+    /// Whether the log should be asked what time it is, which is said once: what was held when the partition came here may have been
+    /// for long, and its stamps do not say for how long.
+    pub(super) fn asks_for_time(&mut self) -> bool {
+        !self.held.is_empty() && !std::mem::replace(&mut self.has_time, true)
+    }
+
+    /// Takes note of the stamp of a record that was just appended here.
+    pub(super) fn hear_time(&mut self, stamp_ms: i64, now: Instant) {
+        self.clock.see(stamp_ms, now);
+    }
+
     /// Lets go on what has become due.
-    pub(super) fn wake(&mut self, now: Instant, now_ms: i64) {
-        while self.held.front().is_some_and(|(due_ms, _)| *due_ms <= now_ms)
+    pub(super) fn wake(&mut self, now: Instant) {
+        let log_ms = self.clock.at_least(now);
+        while self.held.front().is_some_and(|(due_ms, _)| Some(*due_ms) <= log_ms)
             && let Some((_, record)) = self.held.pop_front()
         {
             self.queue(record);
@@ -264,9 +291,8 @@ impl Partition {
     }
 
     /// When [`Partition::wake`] has something to do.
-    pub(super) fn wake_at(&self, now: Instant, now_ms: i64) -> Option<Instant> {
-        let wait = |due_ms: i64| Duration::from_millis(due_ms.saturating_sub(now_ms).try_into().unwrap_or(0));
-        let held = self.held.front().map(|(due_ms, _)| now + wait(*due_ms));
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        let held = self.held.front().and_then(|(due_ms, _)| self.clock.when(*due_ms));
         let blocked = self.blocked.first().map(|(due, _)| *due);
         held.into_iter().chain(blocked).min()
     }
@@ -733,4 +759,90 @@ fn size_bytes(record: &Record) -> usize {
         + record.value.as_ref().map_or(0, Bytes::len)
         + headers
         + RECORD_OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Headers, NextOffset};
+    use crate::patterns::dead_letter::header;
+
+    /// What the log said the time was when the first record came.
+    const LONG_AGO_MS: i64 = 1_700_000_000_000;
+    const DELAY: Duration = Duration::from_secs(3600);
+
+    fn retry_partition() -> Partition {
+        let start = CommittedOffset::from(NextOffset(0));
+        let name = TopicPartition::new("orders.billing.retry.1h", 0);
+        Partition::new(name, 1, ProcessingOrder::Unordered, 100, 1, start)
+    }
+
+    fn record(offset: i64, timestamp_ms: i64) -> Record {
+        Record {
+            offset,
+            timestamp_ms,
+            key: None,
+            value: None,
+            headers: Headers::new(),
+        }
+    }
+
+    fn take_in(partition: &mut Partition, records: Vec<Record>, caught_up: bool, now: Instant) {
+        let next_offset = NextOffset(records.last().map_or(0, |record| record.offset + 1));
+        let batch = Batch {
+            partition: partition.name.clone(),
+            records,
+            next_offset,
+            caught_up,
+        };
+        partition.take_in(batch, Some(DELAY), now);
+        partition.wake(now);
+    }
+
+    fn next(partition: &mut Partition) -> Vec<i64> {
+        let run = partition.next_run(1);
+        run.map_or_else(Vec::new, |run| run.records.iter().map(|record| record.offset).collect())
+    }
+
+    #[test]
+    fn what_has_waited_before_it_came_here_goes_as_soon_as_the_log_says_so() {
+        let mut partition = retry_partition();
+        let now = Instant::now();
+        take_in(&mut partition, vec![record(0, LONG_AGO_MS)], false, now);
+        assert!(partition.asks_for_time());
+        assert!(!partition.asks_for_time(), "once");
+        let wait = partition.wake_at().expect("it waits") - now;
+        assert_eq!(wait, DELAY + Duration::from_millis(1), "it may just have been written");
+        partition.hear_time(LONG_AGO_MS + millis(DELAY), now);
+        partition.wake(now);
+        assert_eq!(next(&mut partition), [0i64; 0], "stamps are cut to milliseconds");
+        let at = partition.wake_at().expect("it waits");
+        assert_eq!(at - now, Duration::from_millis(1));
+        partition.wake(at);
+        assert_eq!(next(&mut partition), [0]);
+    }
+
+    #[test]
+    fn a_later_record_tells_the_time_of_an_earlier_one_and_one_for_that_alone_is_passed_over() {
+        let mut partition = retry_partition();
+        let now = Instant::now();
+        let mut clock = record(2, LONG_AGO_MS + 2 * millis(DELAY));
+        clock.headers.push(header::CLOCK, "");
+        let later = record(1, LONG_AGO_MS + millis(DELAY));
+        take_in(&mut partition, vec![record(0, LONG_AGO_MS), later, clock], false, now);
+        assert_eq!(next(&mut partition), [0]);
+        partition.wake(now + Duration::from_millis(1));
+        assert_eq!(next(&mut partition), [1]);
+        assert_eq!((partition.open(), partition.wake_at()), (2, None), "nothing is held");
+    }
+
+    #[test]
+    fn what_comes_after_the_end_was_reached_is_fresh() {
+        let mut partition = retry_partition();
+        let now = Instant::now();
+        take_in(&mut partition, Vec::new(), true, now);
+        take_in(&mut partition, vec![record(0, LONG_AGO_MS)], true, now);
+        assert!(!partition.asks_for_time());
+        assert_eq!(partition.wake_at(), Some(now + DELAY + Duration::from_millis(1)));
+    }
 }

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::log::{self, CleanupPolicy, Headers, Log, ProducerRecord, Record, TopicDescription, TopicPartition};
+use crate::log::{
+    self, CleanupPolicy, Headers, Log, ProducerRecord, Record, Timestamps, TopicDescription, TopicPartition,
+};
 use crate::patterns::dead_letter::{dead_letter_topic, header, marks_topic, redrive_topic};
 use crate::patterns::retry::{BackOff, RetryPolicy};
 use crate::patterns::{Error, control, now_ms};
@@ -47,7 +49,8 @@ impl Routes {
     ///
     /// # Errors
     /// [`Error::MissingTopics`], [`Error::PartitionCounts`] for a topic beside another with fewer partitions,
-    /// [`Error::RetentionTooShort`] for one that would forget a record before its next attempt.
+    /// [`Error::RetentionTooShort`] for one that would forget a record before its next attempt, [`Error::WritersTimes`] for a retry
+    /// topic that does not stamp records itself.
     pub(super) async fn new(log: &Log, group: &str, topics: &[String], retry: &RetryPolicy) -> Result<Self, Error> {
         let mut missing = Vec::new();
         for topic in control::topics(group)
@@ -146,6 +149,9 @@ async fn checked(
         }
         if let Some(route) = route {
             check_retention(&found, route.held_for.unwrap_or_default())?;
+            if route.held_for.is_some() {
+                check_timestamps(&found)?;
+            }
             routes.push((topic.into(), Arc::new(route)));
         }
     }
@@ -173,6 +179,14 @@ fn check_retention(topic: &TopicDescription, wait: Duration) -> Result<(), Error
             })
         }
         _ => Ok(()),
+    }
+}
+
+/// Clocks of its writers would make what waits there early.
+fn check_timestamps(topic: &TopicDescription) -> Result<(), Error> {
+    match topic.timestamps {
+        Timestamps::LogAppend => Ok(()),
+        Timestamps::Create => Err(Error::WritersTimes(topic.name.clone())),
     }
 }
 

@@ -27,10 +27,11 @@ use super::reread::{Reread, Rereader};
 use super::routes::{Route, Routes, Why};
 use super::{ConsumerBuilder, DeliveryGuarantee};
 use crate::log::{
-    self, Batch, CommittedOffset, GroupEvent, Log, Producer, ProducerRecord, ProducerSettings, Record, StartAt,
-    TopicPartition,
+    self, Appended, Batch, CommittedOffset, GroupEvent, Log, Producer, ProducerRecord, ProducerSettings, Record,
+    StartAt, TopicPartition,
 };
 use crate::patterns::control::{Action, BlockedState, Command};
+use crate::patterns::retry::clock_record;
 use crate::patterns::{Error, now_ms};
 
 /// Runs that wait for a worker at most; the others wait in their partitions.
@@ -139,6 +140,8 @@ pub(super) enum Operation {
     Committed(Outcome),
     /// The first record of a lane is on another topic.
     Hopped(TopicPartition, u64, LaneId),
+    /// What time it was in a partition of a retry topic.
+    Time(TopicPartition, u64, i64),
     /// Where the blocked topic ended when the partition was assigned.
     BlockedEnd(TopicPartition, u64, i64),
     /// Records that a partition had let go are here again.
@@ -292,9 +295,18 @@ impl Runner {
     fn feed(&mut self, batch: Batch) {
         if let Some(assigned) = self.partitions.get_mut(&batch.partition) {
             let held_for = assigned.route.held_for;
-            assigned.state.take_in(batch, held_for);
-            assigned.state.wake(Instant::now(), now_ms());
+            let now = Instant::now();
+            let partition = batch.partition.clone();
+            assigned.state.take_in(batch, held_for, now);
+            assigned.state.wake(now);
             self.committer.touch();
+            if assigned.state.asks_for_time() {
+                let (epoch, gone) = (assigned.state.epoch, assigned.gone.clone());
+                let record = clock_record(&partition);
+                let told = move |appended: Appended| Operation::Time(partition, epoch, appended.timestamp_ms);
+                self.operations
+                    .push(write(self.producer.clone(), record, gone, told).boxed());
+            }
         }
     }
 
@@ -358,21 +370,17 @@ impl Runner {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let now = Instant::now();
-        let now_ms = now_ms();
         let partitions = self.partitions.values();
-        let due = partitions
-            .clone()
-            .filter_map(|assigned| assigned.state.wake_at(now, now_ms));
+        let due = partitions.clone().filter_map(|assigned| assigned.state.wake_at());
         let leave = partitions.filter_map(|assigned| Some(assigned.leaving.as_ref()?.wake_at()));
         let own = self.committer.wake_at().into_iter().chain(self.operators.wake_at());
         due.chain(leave).chain(own).min()
     }
 
     fn wake(&mut self) {
-        let (now, now_ms) = (Instant::now(), now_ms());
+        let now = Instant::now();
         for assigned in self.partitions.values_mut() {
-            assigned.state.wake(now, now_ms);
+            assigned.state.wake(now);
         }
     }
 
@@ -442,7 +450,8 @@ impl Runner {
             self.pass(partition, failed.lane.clone());
             return;
         }
-        let done = Operation::Hopped(partition.clone(), epoch, failed.lane.clone());
+        let hopped = Operation::Hopped(partition.clone(), epoch, failed.lane.clone());
+        let done = |_| hopped;
         let hopping = write(self.producer.clone(), record, gone, done);
         self.operations.push(hopping.boxed());
     }
@@ -478,6 +487,11 @@ impl Runner {
             Operation::Hopped(partition, epoch, lane) => {
                 if self.of_epoch(&partition, epoch).is_some() {
                     self.pass(&partition, lane);
+                }
+            }
+            Operation::Time(partition, epoch, stamp_ms) => {
+                if let Some(assigned) = self.of_epoch(&partition, epoch) {
+                    assigned.state.hear_time(stamp_ms, Instant::now());
                 }
             }
             Operation::BlockedEnd(partition, epoch, end) => {
@@ -894,17 +908,22 @@ async fn blocked_end(
 }
 
 /// Writes a record until it is written or the partition has gone: it is not done before.
-async fn write(producer: Producer, record: ProducerRecord, gone: CancellationToken, done: Operation) -> Operation {
+async fn write(
+    producer: Producer,
+    record: ProducerRecord,
+    gone: CancellationToken,
+    done: impl FnOnce(Appended) -> Operation,
+) -> Operation {
     let mut wait = BACK_OFF.0;
     loop {
         let error = tokio::select! {
             () = gone.cancelled() => return Operation::Abandoned,
             written = producer.append(record.clone()) => match written {
-                Ok(_) => return done,
+                Ok(appended) => return done(appended),
                 Err(error) => error,
             }
         };
-        tracing::error!(topic = %record.topic, %error, "a record that failed cannot be written there; trying on: {error}");
+        tracing::error!(topic = %record.topic, %error, "a record cannot be written to a retry or dead-letter topic; trying on: {error}");
         tokio::select! {
             () = gone.cancelled() => return Operation::Abandoned,
             () = sleep(wait) => {}

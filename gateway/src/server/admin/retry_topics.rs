@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Groups, READ_AT_ONCE};
 use crate::log::{Log, StartAt, TopicPartition};
-use crate::patterns::retry::delay_of_topic;
+use crate::patterns::retry::{delay_of_topic, is_clock_record};
 use crate::server::{App, Error};
 
 pub(super) fn routes() -> Router<App> {
@@ -79,7 +79,7 @@ async fn first_waiting_ms(log: &Log, partition: &TopicPartition, offsets: Range<
         .await?;
     loop {
         let batch = reader.next().await?;
-        if let Some(record) = batch.records.first() {
+        if let Some(record) = batch.records.iter().find(|record| !is_clock_record(record)) {
             return Ok(Some(record.timestamp_ms));
         }
         // What stood there were the marks of transactions.

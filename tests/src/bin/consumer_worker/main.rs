@@ -1,15 +1,19 @@
 //! Runs one consumer as its argument says, a [`WorkerSettings`] in JSON, until SIGTERM, and adds a line to its ledger for each call
 //! of the handler, each failure and each completion. The ledger is the tests' own: nothing in it comes from the library's counters.
 
+mod clock;
+
 use std::fs::File;
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use barnabas::log::{ProducerRecord, Record};
 use barnabas::patterns::consumer::{Context, Handler, HandlerError};
 use barnabas_tests::consumer::{FaultKind, Line, WorkerSettings};
 use tokio::signal::unix::{SignalKind, signal};
+
+use self::clock::now_ms;
 
 /// A consumer that has ended by itself is noticed after it.
 const LOOK_STEP: Duration = Duration::from_millis(200);
@@ -34,7 +38,7 @@ impl Worker {
             key: String::from_utf8_lossy(key).into_owned(),
             number,
             attempt: context.attempt(),
-            at_ms: now_ms(),
+            at_ms: clock::machine_ms(),
         };
         let mut line = serde_json::to_string(&line).expect("a line is JSON");
         line.push('\n');
@@ -94,6 +98,8 @@ async fn main() -> ExitCode {
         eprintln!("usage: consumer-worker SETTINGS (as JSON): {settings:?}");
         return ExitCode::from(64);
     };
+    let settings: WorkerSettings = settings;
+    clock::set_ahead(settings.clock_ahead_ms);
     match run(settings).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -126,9 +132,4 @@ async fn run(settings: WorkerSettings) -> Result<(), Box<dyn std::error::Error>>
     }
     log.close().await;
     Ok(())
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
