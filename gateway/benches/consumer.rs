@@ -58,7 +58,6 @@ async fn run(brokers: &str) {
         "{ROUNDS} rounds each in turn, medians; {PARTITIONS} partitions, {RECORDS} records of {VALUE_BYTES} bytes and {KEYS} keys; \
          a handler that does nothing, a pool of 16"
     );
-    bench.fill().await;
     let cases = [
         (
             "at least once, partition order",
@@ -87,6 +86,10 @@ async fn run(brokers: &str) {
         ),
     ];
     let only = std::env::args().nth(1).unwrap_or_default();
+    if only == "rebalances" {
+        return bench.rebalances().await;
+    }
+    bench.fill().await;
     for (name, order, guarantee) in cases {
         if !name.contains(only.trim_start_matches("--bench")) {
             continue;

@@ -9,7 +9,7 @@ use barnabas::log::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Positions, append_all, append_values, new_topic, next_event, text, texts, unique, within};
+use super::{DEADLINE, Positions, append_all, append_values, new_topic, next_event, text, texts, unique, within};
 
 fn committed(next_offset: i64) -> CommittedOffset {
     CommittedOffset {
@@ -303,6 +303,44 @@ pub async fn reads_each_record_once_however_often_it_pauses(log: Log) {
     }
     appending.await.expect("all appended");
     assert_eq!(read, (0..RECORDS).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+/// A partition that has to move waits for its release for as long as it takes; those that stay are read all the while.
+pub async fn reads_what_stays_while_what_goes_is_not_released(log: Log) {
+    let (topic, group) = (new_topic(&log, 2).await, unique("group"));
+    let settings = GroupSettings {
+        release_timeout: DEADLINE * 2,
+        ..GroupSettings::new(&group, [topic.as_str()])
+    };
+    let mut first = within("a member", log.join_group(settings)).await.expect("a member");
+    assert_eq!(assignment(&mut first).await.len(), 2);
+    let mut second = join(&log, &group, &topic).await;
+    let going = loop {
+        if let GroupEvent::Revoked(partitions) = next_event(&mut first).await {
+            break partitions;
+        }
+    };
+    let stays = (0..2)
+        .find(|number| going.iter().all(|gone| gone.partition != *number))
+        .expect("one stays");
+    for value in ["0", "1", "2"] {
+        let record = ProducerRecord::to(topic.clone()).partition(stays).value(value);
+        append_all(&log, [record]).await;
+        match next_event(&mut first).await {
+            GroupEvent::Records(batch) => assert_eq!(
+                (batch.partition.partition, texts(&batch.records)),
+                (stays, vec![value.to_owned()])
+            ),
+            other => panic!("{other:?}"),
+        }
+    }
+    first.release(going.clone()).await.expect("released");
+    let moved: Vec<_> = assignment(&mut second)
+        .await
+        .into_iter()
+        .map(|(partition, _)| partition)
+        .collect();
+    assert_eq!(moved, going);
 }
 
 /// Only the owner moves a partition's offset.

@@ -55,6 +55,7 @@ macro_rules! conformance {
             group: pauses_and_resumes_and_seeks,
             group: goes_on_when_retention_has_overtaken_it,
             group: reads_each_record_once_however_often_it_pauses,
+            group: reads_what_stays_while_what_goes_is_not_released,
             group: refuses_the_commit_of_a_partition_it_does_not_own,
             group: is_listed_when_one_of_its_topics_is_gone,
             group: is_listed_with_its_lag,

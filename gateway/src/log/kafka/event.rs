@@ -57,7 +57,7 @@ fn log_line(level: i32, facility: &str, message: &str) {
 pub(super) struct Consumer {
     /// Fields are dropped in this order: the queue before the client that it belongs to.
     queue: Queue,
-    client: BaseConsumer<LogContext>,
+    client: Arc<BaseConsumer<LogContext>>,
     /// Notified when the queue is no longer empty.
     pub(super) ready: Arc<Notify>,
 }
@@ -101,12 +101,13 @@ impl Consumer {
             .ok_or_else(|| KafkaError::ClientCreation("the consumer has no queue: no group.id".to_owned()))?;
         Ok(Self {
             queue: Queue(queue),
-            client,
+            client: Arc::new(client),
             ready,
         })
     }
 
-    pub(super) fn client(&self) -> &BaseConsumer<LogContext> {
+    /// The client, which closes when its last reference goes.
+    pub(super) fn client(&self) -> &Arc<BaseConsumer<LogContext>> {
         &self.client
     }
 

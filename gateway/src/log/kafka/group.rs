@@ -1,35 +1,39 @@
-//! Membership of a group: a thread that owns a consumer, polls it whatever the application does, and moves partitions when the
-//! application has let go of them.
+//! Membership of a group: a thread that owns two clients and moves partitions when the application has let go of them.
 //!
-//! librdkafka announces a rebalance and waits for `incremental_assign` or `incremental_unassign`, which may come later: so
-//! nothing here blocks in a callback. Assigned: committed offsets are looked up, then the application is told, then records
-//! flow. Revoked: records stop, the application is told, and the partitions move at its release or after the release timeout.
+//! One client is the member: it joins, hears of rebalances, commits, and reads nothing. The other reads the member's partitions and is
+//! in no group. librdkafka stops reading all partitions of a member from the announcement of a rebalance to its answer, which comes
+//! only when the application has finished what it has in hand: so those that stay would stand still for as long as the slowest
+//! handler of those that go.
 //!
-//! Invariant: while events wait for the application no records are taken from librdkafka, so they are bounded by one round; if
-//! that lasts, all partitions are paused and polling goes on for the sake of the group.
+//! A rebalance is answered with `incremental_assign` or `incremental_unassign`, later: nothing here blocks in a callback. Assigned:
+//! committed offsets are looked up, then the application is told, then records flow. Revoked: records stop, the application is told,
+//! and the partitions move at its release or after the release timeout.
+//!
+//! Invariant: while events wait for the application no records are taken from librdkafka, so they are bounded by one round. The group
+//! is attended to whatever the application does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::consumer::{CommitMode, Consumer as _, ConsumerGroupMetadata};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::admin_request::read_committed;
 use super::batch::PartitionBuffer;
 use super::error::Resource;
-use super::event::{Consumer, ConsumerError, Event, HeaderNames, IDLE_TICK};
+use super::event::{Consumer, ConsumerError, Event, HeaderNames, IDLE_TICK, LogContext};
 use super::{KafkaLog, Started};
 use crate::log::group::{GroupCommand, GroupMetadataEngine, MemberEvent};
 use crate::log::{CommittedOffset, Error, GroupMetadata, GroupSettings, NextOffset, Result, StartAt, TopicPartition};
 
 /// Messages taken from librdkafka before events are handed over and commands are looked at.
 const ROUND_MESSAGES: usize = 4000;
-/// How long events may wait for the application before its partitions are paused.
-const PAUSE_AFTER: Duration = Duration::from_millis(500);
+/// Commits that wait for their turn. With more no commands are taken.
+const MAX_COMMITS: usize = 64;
 /// Before something that failed in passing is tried again.
 const RETRY_STEP: Duration = Duration::from_millis(20);
 /// How long a commit is tried again while the group is between two generations.
@@ -57,13 +61,8 @@ pub(super) async fn run(
     started: Started,
 ) {
     let attempt = log.attempt("join", Resource::Group(&settings.group));
-    let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
-    let made = Consumer::new(&log.0.settings.group_member(&settings)).and_then(|consumer| match topics.is_empty() {
-        true => Ok(consumer),
-        false => consumer.client().subscribe(&topics).map(|()| consumer),
-    });
-    let consumer = match made {
-        Ok(consumer) => consumer,
+    let (membership, fetching) = match start(&log, &settings) {
+        Ok(clients) => clients,
         Err(error) => {
             // A caller who no longer waits needs no answer.
             let _ = started.send(Err(attempt.error(&error)));
@@ -73,62 +72,83 @@ pub(super) async fn run(
     // As above: the loop then ends at once, its commands being closed.
     let _ = started.send(Ok(()));
     let closing = log.0.closing.clone();
+    let (attended, readable) = (membership.ready.clone(), fetching.ready.clone());
     let mut thread = MemberThread {
         log: log.clone(),
         settings: settings.clone(),
-        consumer,
+        membership,
+        fetching,
         owned: Vec::new(),
         rebalance: Rebalance::None,
         departures: 0,
+        commits: VecDeque::new(),
+        committing: None,
         waiting: VecDeque::new(),
-        blocked_since: None,
-        held: false,
         names: HeaderNames::default(),
     };
     loop {
+        thread.commit_next();
         thread.rebalance();
-        let may_take = thread.waiting.is_empty() || thread.held;
+        thread.attend();
+        let may_take = thread.waiting.is_empty();
         let idle = !may_take || thread.collect();
-        thread.hold_or_let_go();
         let wake_at = thread.wake_at();
-        let ready = thread.consumer.ready.clone();
         tokio::select! {
             biased;
             () = closing.cancelled() => break,
             room = events.reserve(), if !thread.waiting.is_empty() => match room {
                 Ok(room) => if let Some(event) = thread.waiting.pop_front() {
-                    thread.blocked_since = None;
                     room.send(event);
                 },
                 Err(_) => break,
             },
-            command = commands.recv() => match command {
+            command = commands.recv(), if thread.commits.len() < MAX_COMMITS => match command {
                 Some(command) => thread.serve(command),
                 None => break,
             },
             () = std::future::ready(()), if !idle => {}
-            () = ready.notified(), if may_take => {}
+            () = attended.notified() => {}
+            () = readable.notified(), if may_take => {}
             () = sleep_until(wake_at) => {}
         }
     }
     thread.leave();
 }
 
+/// The client that is the member, and the one that reads.
+fn start(log: &KafkaLog, settings: &GroupSettings) -> std::result::Result<(Consumer, Consumer), KafkaError> {
+    let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
+    let fetching = Consumer::new(&log.0.settings.group_fetcher(settings))?;
+    let membership = Consumer::new(&log.0.settings.group_member(settings))?;
+    if !topics.is_empty() {
+        membership.client().subscribe(&topics)?;
+    }
+    Ok((membership, fetching))
+}
+
 struct MemberThread {
     log: KafkaLog,
     settings: GroupSettings,
-    consumer: Consumer,
+    /// The member. Its partitions are those of `fetching`, and are all paused.
+    membership: Consumer,
+    /// Reads the member's partitions.
+    fetching: Consumer,
     owned: Vec<Owned>,
     rebalance: Rebalance,
     /// How often partitions have gone: released, or lost.
     departures: u64,
+    /// Commits that wait for the one under way: side by side an earlier one could come last.
+    commits: VecDeque<Commit>,
+    /// Ends with the commit that is under way.
+    committing: Option<oneshot::Receiver<()>>,
     /// Events that wait for room in the handle's queue.
     waiting: VecDeque<Result<MemberEvent>>,
-    /// Since when the first of them waits.
-    blocked_since: Option<Instant>,
-    /// Whether all partitions are paused because the application does not take what waits.
-    held: bool,
     names: HeaderNames,
+}
+
+struct Commit {
+    offsets: Vec<(TopicPartition, CommittedOffset)>,
+    reply: oneshot::Sender<Result<()>>,
 }
 
 /// A partition of this member's.
@@ -148,8 +168,10 @@ enum Rebalance {
     /// The committed offsets of new partitions are not known yet.
     Assigning {
         partitions: Vec<TopicPartition>,
+        /// Where they start, once that has been looked up.
+        starts: oneshot::Receiver<Result<Vec<CommittedOffset>>>,
+        /// Whether the application knows that this takes long.
         told: bool,
-        again_at: Instant,
     },
     /// The application has not let go of all of `partitions`; it holds `unreleased` still.
     Releasing {
@@ -160,13 +182,32 @@ enum Rebalance {
 }
 
 impl MemberThread {
+    /// Hears what librdkafka says about the group.
+    fn attend(&mut self) {
+        while let Some(event) = self.membership.poll() {
+            match event {
+                Event::Assign(partitions) => {
+                    let starts = self.look_up_starts(&partitions, Duration::ZERO);
+                    self.rebalance = Rebalance::Assigning {
+                        partitions,
+                        starts,
+                        told: false,
+                    };
+                }
+                Event::Revoke(partitions) => self.begin_revoke(partitions),
+                Event::Error(error) => self.fail(&error),
+                Event::Message(_) | Event::EndOfPartition { .. } | Event::Other => {}
+            }
+        }
+    }
+
     /// Moves what librdkafka has read to `waiting`. Whether nothing is left there.
     fn collect(&mut self) -> bool {
         let mut idle = false;
         // Messages come in runs of one partition.
         let mut hint = 0;
         for _ in 0..ROUND_MESSAGES {
-            let Some(event) = self.consumer.poll() else {
+            let Some(event) = self.fetching.poll() else {
                 idle = true;
                 break;
             };
@@ -197,10 +238,12 @@ impl MemberThread {
                         self.waiting.push_back(Ok(MemberEvent::Records { seek, batch }));
                     }
                 }
-                Event::Assign(partitions) => self.begin_assign(partitions),
-                Event::Revoke(partitions) => self.begin_revoke(partitions),
-                Event::Error(error) => self.fail(&error),
-                Event::Other => {}
+                // That no broker can be reached the member says too.
+                Event::Error(error) if error.partition.is_some() => self.fail(&error),
+                Event::Error(error) => {
+                    tracing::debug!(group = %self.settings.group, "{}: {}", error.code, error.reason)
+                }
+                Event::Assign(_) | Event::Revoke(_) | Event::Other => {}
             }
         }
         for owned in &mut self.owned {
@@ -225,25 +268,12 @@ impl MemberThread {
         }
     }
 
-    fn begin_assign(&mut self, partitions: Vec<TopicPartition>) {
-        self.rebalance = Rebalance::Assigning {
-            partitions,
-            told: false,
-            again_at: Instant::now(),
-        };
-        self.rebalance();
-    }
-
     fn begin_revoke(&mut self, partitions: Vec<TopicPartition>) {
-        if self.consumer.client().assignment_lost() {
-            self.finish_revoke(&partitions, &partitions);
-            return;
-        }
         for owned in &mut self.owned {
             owned.revoked |= partitions.contains(&owned.buffer.partition);
         }
         self.set_fetching(&partitions, false);
-        if !partitions.is_empty() {
+        if !partitions.is_empty() && !self.membership.client().assignment_lost() {
             self.waiting.push_back(Ok(MemberEvent::Revoked(partitions.clone())));
         }
         self.rebalance = Rebalance::Releasing {
@@ -260,39 +290,37 @@ impl MemberThread {
             Rebalance::None => {}
             Rebalance::Assigning {
                 partitions,
+                mut starts,
                 told,
-                again_at,
             } => {
-                if Instant::now() < again_at {
-                    self.rebalance = Rebalance::Assigning {
-                        partitions,
-                        told,
-                        again_at,
-                    };
-                    return;
-                }
-                match self.starts(&partitions) {
-                    Ok(starts) => self.finish_assign(&partitions, starts),
-                    Err(error) => {
+                let (starts, told) = match starts.try_recv() {
+                    Err(oneshot::error::TryRecvError::Empty) => (starts, told),
+                    Ok(Ok(starts)) => return self.finish_assign(&partitions, starts),
+                    Ok(Err(error)) => {
                         tracing::warn!(group = %self.settings.group, "committed offsets cannot be read yet: {error}");
                         if !told {
                             self.waiting.push_back(Err(error));
                         }
-                        self.rebalance = Rebalance::Assigning {
-                            partitions,
-                            told: true,
-                            again_at: Instant::now() + IDLE_TICK,
-                        };
+                        (self.look_up_starts(&partitions, IDLE_TICK), true)
                     }
-                }
+                    // The runtime is shutting down.
+                    Err(oneshot::error::TryRecvError::Closed) => return,
+                };
+                self.rebalance = Rebalance::Assigning {
+                    partitions,
+                    starts,
+                    told,
+                };
             }
             Rebalance::Releasing {
                 partitions,
                 unreleased,
                 deadline,
             } => {
-                let lost = self.consumer.client().assignment_lost();
-                if unreleased.is_empty() || lost || Instant::now() >= deadline {
+                let lost = self.membership.client().assignment_lost();
+                let is_over = unreleased.is_empty() || lost || Instant::now() >= deadline;
+                // A commit that is on its way must not come in behind one of the partitions' next owner.
+                if is_over && !self.is_committing() {
                     self.finish_revoke(&partitions, &unreleased);
                 } else {
                     self.rebalance = Rebalance::Releasing {
@@ -305,50 +333,59 @@ impl MemberThread {
         }
     }
 
-    /// Where each of these partitions goes on: at what is committed, if that is kept.
-    fn starts(&self, partitions: &[TopicPartition]) -> Result<Vec<CommittedOffset>> {
-        if partitions.is_empty() {
-            return Ok(Vec::new());
+    /// Has it looked up, after a while, where each of the partitions goes on, and wakes the thread then. It can take as long as a
+    /// transaction that another member has left open.
+    fn look_up_starts(
+        &self,
+        partitions: &[TopicPartition],
+        after: Duration,
+    ) -> oneshot::Receiver<Result<Vec<CommittedOffset>>> {
+        let (sender, starts) = oneshot::channel();
+        let (coordinator, ready, partitions) = (self.coordinator(), self.membership.ready.clone(), partitions.to_vec());
+        tokio::task::spawn_blocking(move || {
+            std::thread::sleep(after);
+            // Partitions that have gone meanwhile need no start.
+            let _ = sender.send(coordinator.starts(&partitions));
+            ready.notify_one();
+        });
+        starts
+    }
+
+    fn coordinator(&self) -> Coordinator {
+        Coordinator {
+            log: self.log.clone(),
+            settings: self.settings.clone(),
+            member: self.membership.client().clone(),
+            fetcher: self.fetching.client().clone(),
         }
-        let committed = self.read_committed(partitions)?;
-        let first = self.log.read_offsets(partitions, Offset::Beginning)?;
-        let end = self.log.read_offsets(partitions, Offset::End)?;
-        let starts = committed.into_iter().zip(first.iter().zip(&end)).zip(partitions);
-        Ok(starts
-            .map(|((committed, (first, end)), partition)| {
-                let fresh = match self.settings.start_at {
-                    StartAt::End => *end,
-                    _ => *first,
-                };
-                match committed {
-                    None => NextOffset(fresh).into(),
-                    Some(committed) if (*first..=*end).contains(&committed.next_offset.0) => committed,
-                    Some(committed) => {
-                        tracing::warn!(
-                            group = %self.settings.group, partition = %partition,
-                            "the committed offset {} is not kept ({first} to {end} are): going on at {fresh}",
-                            committed.next_offset.0
-                        );
-                        NextOffset(fresh).into()
-                    }
-                }
-            })
-            .collect())
     }
 
     fn finish_assign(&mut self, partitions: &[TopicPartition], starts: Vec<CommittedOffset>) {
-        let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for (partition, start) in partitions.iter().zip(&starts) {
-            list.add_partition(&partition.topic, partition.partition)
-                .set_offset(Offset::Offset(start.next_offset.0))
-                // Offsets of a broker are not negative; one that is would be an error of the assignment below.
-                .unwrap_or_default();
-        }
-        // A pause survives unassign and assign in librdkafka: this assignment starts without those of earlier ones.
-        self.set_fetching(partitions, !self.held);
-        if let Err(error) = self.consumer.client().incremental_assign(&list) {
+        // One for each client: librdkafka puts its own references into a list.
+        let list = || {
+            let mut list = TopicPartitionList::with_capacity(partitions.len());
+            for (partition, start) in partitions.iter().zip(&starts) {
+                list.add_partition(&partition.topic, partition.partition)
+                    .set_offset(Offset::Offset(start.next_offset.0))
+                    // Offsets of a broker are not negative; one that is would be an error of the assignment below.
+                    .unwrap_or_default();
+            }
+            list
+        };
+        let member = self.membership.client();
+        if let Err(error) = member.incremental_assign(&list()) {
             tracing::error!(group = %self.settings.group, "partitions cannot be assigned: {error}");
             return;
+        }
+        if let Err(error) = member.pause(&list()) {
+            // They would be read twice, here for nothing.
+            tracing::warn!(group = %self.settings.group, "partitions are not paused: {error}");
+        }
+        // A pause survives unassign and assign in librdkafka: this assignment starts without those of earlier ones.
+        self.set_fetching(partitions, true);
+        if let Err(error) = self.fetching.client().incremental_assign(&list()) {
+            let attempt = self.log.attempt("consume for", Resource::Group(&self.settings.group));
+            self.waiting.push_back(Err(attempt.error(&error)));
         }
         for (partition, start) in partitions.iter().zip(&starts) {
             self.owned.push(Owned {
@@ -374,44 +411,31 @@ impl MemberThread {
             .map(|owned| owned.buffer.partition.clone())
             .filter(|partition| lost.contains(partition))
             .collect();
-        self.owned.retain(|owned| !partitions.contains(&owned.buffer.partition));
         let mut list = TopicPartitionList::with_capacity(partitions.len());
         for partition in partitions {
             list.add_partition(&partition.topic, partition.partition);
         }
-        if let Err(error) = self.consumer.client().incremental_unassign(&list) {
+        // Not all of them, when their assignment was not finished.
+        let mut fetched = TopicPartitionList::new();
+        for owned in self
+            .owned
+            .iter()
+            .filter(|owned| partitions.contains(&owned.buffer.partition))
+        {
+            let TopicPartition { topic, partition } = &owned.buffer.partition;
+            fetched.add_partition(topic, *partition);
+        }
+        if let Err(error) = self.fetching.client().incremental_unassign(&fetched) {
+            tracing::error!(group = %self.settings.group, "partitions are still read: {error}");
+        }
+        if let Err(error) = self.membership.client().incremental_unassign(&list) {
             tracing::error!(group = %self.settings.group, "partitions cannot be given up: {error}");
         }
+        self.owned.retain(|owned| !partitions.contains(&owned.buffer.partition));
         if !lost.is_empty() {
             self.departures += 1;
             self.waiting.push_back(Ok(MemberEvent::Lost(lost)));
         }
-    }
-
-    /// Pauses all partitions when the application has not taken an event for a while, and resumes them when it has taken all.
-    fn hold_or_let_go(&mut self) {
-        if self.waiting.is_empty() {
-            self.blocked_since = None;
-            if self.held {
-                self.held = false;
-                self.set_fetching(&self.wanted(), true);
-            }
-            return;
-        }
-        let since = *self.blocked_since.get_or_insert_with(Instant::now);
-        if !self.held && since.elapsed() >= PAUSE_AFTER {
-            self.held = true;
-            self.set_fetching(&self.wanted(), false);
-        }
-    }
-
-    /// The partitions whose records the application wants.
-    fn wanted(&self) -> Vec<TopicPartition> {
-        self.owned
-            .iter()
-            .filter(|owned| !owned.paused && !owned.revoked)
-            .map(|owned| owned.buffer.partition.clone())
-            .collect()
     }
 
     fn set_fetching(&self, partitions: &[TopicPartition], fetching: bool) {
@@ -422,7 +446,7 @@ impl MemberThread {
         for partition in partitions {
             list.add_partition(&partition.topic, partition.partition);
         }
-        let client = self.consumer.client();
+        let client = self.fetching.client();
         let done = if fetching {
             client.resume(&list)
         } else {
@@ -452,23 +476,18 @@ impl MemberThread {
             }
         }
         if list.count() > 0
-            && let Err(error) = self.consumer.client().seek_partitions(list, Duration::ZERO)
+            && let Err(error) = self.fetching.client().seek_partitions(list, Duration::ZERO)
         {
             tracing::debug!(group = %self.settings.group, "resume: {error}");
         }
     }
 
     fn wake_at(&self) -> Instant {
-        let mut at = Instant::now() + IDLE_TICK;
+        let at = Instant::now() + IDLE_TICK;
         match &self.rebalance {
-            Rebalance::Assigning { again_at, .. } => at = at.min(*again_at),
-            Rebalance::Releasing { deadline, .. } => at = at.min(*deadline),
-            Rebalance::None => {}
+            Rebalance::Releasing { deadline, .. } => at.min(*deadline),
+            Rebalance::None | Rebalance::Assigning { .. } => at,
         }
-        if let (Some(since), false) = (self.blocked_since, self.held) {
-            at = at.min(since + PAUSE_AFTER);
-        }
-        at
     }
 
     fn serve(&mut self, command: GroupCommand) {
@@ -476,7 +495,7 @@ impl MemberThread {
         match command {
             GroupCommand::Subscribe { topics, reply } => {
                 let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-                let client = self.consumer.client();
+                let client = self.membership.client();
                 if topics.is_empty() {
                     client.unsubscribe();
                     let _ = reply.send(Ok(()));
@@ -492,10 +511,14 @@ impl MemberThread {
                 }
             }
             GroupCommand::Commit { offsets, reply } => {
-                let _ = reply.send(self.commit(&offsets));
+                self.commits.push_back(Commit { offsets, reply });
+                self.commit_next();
             }
             GroupCommand::Committed { partitions, reply } => {
-                let _ = reply.send(self.read_committed(&partitions));
+                let coordinator = self.coordinator();
+                tokio::task::spawn_blocking(move || {
+                    let _ = reply.send(coordinator.committed(&partitions));
+                });
             }
             GroupCommand::Seek {
                 partition,
@@ -514,11 +537,11 @@ impl MemberThread {
                 let _ = reply.send(Ok(()));
             }
             GroupCommand::Metadata { departures, reply } => {
-                if departures != self.departures || self.consumer.client().assignment_lost() {
+                if departures != self.departures || self.membership.client().assignment_lost() {
                     let _ = reply.send(Err(self.unknown_member()));
                     return;
                 }
-                let metadata = self.consumer.client().group_metadata();
+                let metadata = self.membership.client().group_metadata();
                 let _ = reply.send(metadata.map_or_else(
                     || Err(self.unknown_member()),
                     |metadata| {
@@ -534,74 +557,30 @@ impl MemberThread {
         }
     }
 
-    fn commit(&self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<()> {
-        if offsets.is_empty() {
-            return Ok(());
-        }
-        let attempt = self.log.attempt("commit for", Resource::Group(&self.settings.group));
-        let mut list = TopicPartitionList::with_capacity(offsets.len());
-        for (partition, committed) in offsets {
-            if !self.owned.iter().any(|owned| owned.buffer.partition == *partition) {
-                return Err(self.unknown_member());
+    /// Begins the next commit if none is under way. In a rebalance one can take a second, in which records flow on.
+    fn commit_next(&mut self) {
+        while !self.is_committing()
+            && let Some(Commit { offsets, reply }) = self.commits.pop_front()
+        {
+            let is_owned = |of: &TopicPartition| self.owned.iter().any(|owned| owned.buffer.partition == *of);
+            if !offsets.iter().all(|(partition, _)| is_owned(partition)) {
+                let _ = reply.send(Err(self.unknown_member()));
+                continue;
             }
-            let mut element = list.add_partition(&partition.topic, partition.partition);
-            element
-                .set_offset(Offset::Offset(committed.next_offset.0))
-                .map_err(|error| attempt.error(&error))?;
-            if !committed.metadata.is_empty() {
-                element.set_metadata(&committed.metadata);
-            }
-        }
-        let deadline = Instant::now() + REBALANCE_PATIENCE;
-        loop {
-            if self.consumer.client().assignment_lost() {
-                return Err(self.unknown_member());
-            }
-            let error = match self.consumer.client().commit(&list, CommitMode::Sync) {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            // The partitions are this member's; only the group's generation is changing.
-            let passing = matches!(
-                error.rdkafka_error_code(),
-                Some(Code::RebalanceInProgress | Code::IllegalGeneration)
-            );
-            if !passing || Instant::now() >= deadline {
-                return Err(attempt.error(&error));
-            }
-            std::thread::sleep(RETRY_STEP);
+            let (done, committing) = oneshot::channel();
+            let (coordinator, ready) = (self.coordinator(), self.membership.ready.clone());
+            self.committing = Some(committing);
+            tokio::task::spawn_blocking(move || {
+                let _ = reply.send(coordinator.commit(&offsets));
+                drop(done);
+                ready.notify_one();
+            });
         }
     }
 
-    fn read_committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Option<CommittedOffset>>> {
-        let attempt = self
-            .log
-            .attempt("read committed offsets of", Resource::Group(&self.settings.group));
-        let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for partition in partitions {
-            list.add_partition(&partition.topic, partition.partition);
-        }
-        let list = self
-            .consumer
-            .client()
-            .committed_offsets(list, attempt.within)
-            .map_err(|error| attempt.error(&error))?;
-        for element in list.elements() {
-            element.error().map_err(|error| attempt.error(&error))?;
-        }
-        let found = read_committed(&list);
-        Ok(partitions
-            .iter()
-            .map(|partition| {
-                found
-                    .iter()
-                    .find(|(of, offset, _)| of == partition && *offset >= 0)
-                    .map(|(_, offset, metadata)| CommittedOffset {
-                        next_offset: NextOffset(*offset),
-                        metadata: metadata.clone(),
-                    })
-            })
-            .collect())
+    fn is_committing(&mut self) -> bool {
+        let ended = |done: &mut oneshot::Receiver<()>| done.try_recv() != Err(oneshot::error::TryRecvError::Empty);
+        self.committing.as_mut().is_some_and(|committing| !ended(committing))
     }
 
     fn seek(&mut self, partition: &TopicPartition, to: NextOffset, seek: u64) -> Result<()> {
@@ -623,7 +602,7 @@ impl MemberThread {
             let mut list = TopicPartitionList::with_capacity(1);
             let sought = list
                 .add_partition_offset(&partition.topic, partition.partition, Offset::Offset(to))
-                .and_then(|()| self.consumer.client().seek_partitions(list, attempt.within))
+                .and_then(|()| self.fetching.client().seek_partitions(list, attempt.within))
                 .and_then(|list| list.elements().iter().try_for_each(|element| element.error()));
             let error = match sought {
                 Ok(()) => return Ok(()),
@@ -646,9 +625,7 @@ impl MemberThread {
                 changed.push(owned.buffer.partition.clone());
             }
         }
-        if !self.held {
-            self.set_fetching(&changed, !paused);
-        }
+        self.set_fetching(&changed, !paused);
     }
 
     fn fail(&mut self, error: &ConsumerError) {
@@ -659,7 +636,7 @@ impl MemberThread {
                 self.waiting.push_back(Err(Error::UnknownTopic(topic)));
             }
             // The member can do nothing more: another one has its instance id, or the broker does not know its protocol.
-            _ if let Some((code, reason)) = self.consumer.client().client().fatal_error() => {
+            _ if let Some((code, reason)) = self.membership.client().client().fatal_error() => {
                 tracing::error!(group = %self.settings.group, "{code}: {reason}");
                 let mapped = match attempt.code(code) {
                     mapped if mapped.is_retriable() => Error::InvalidSetting {
@@ -693,7 +670,7 @@ impl MemberThread {
         match std::mem::replace(&mut self.rebalance, Rebalance::None) {
             Rebalance::None => {}
             Rebalance::Assigning { .. } => {
-                if let Err(error) = self.consumer.client().incremental_assign(&TopicPartitionList::new()) {
+                if let Err(error) = self.membership.client().incremental_assign(&TopicPartitionList::new()) {
                     tracing::debug!(group = %self.settings.group, "leaving in mid-assignment: {error}");
                 }
             }
@@ -705,5 +682,127 @@ impl MemberThread {
         Error::UnknownMember {
             group: self.settings.group.clone(),
         }
+    }
+}
+
+/// What is asked of the group's coordinator by the member's client, on threads that may wait for it.
+struct Coordinator {
+    log: KafkaLog,
+    settings: GroupSettings,
+    member: Arc<BaseConsumer<LogContext>>,
+    fetcher: Arc<BaseConsumer<LogContext>>,
+}
+
+impl Coordinator {
+    /// Where each of these partitions goes on: at what is committed, if that is kept.
+    fn starts(&self, partitions: &[TopicPartition]) -> Result<Vec<CommittedOffset>> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.find_leaders(partitions)?;
+        let committed = self.committed(partitions)?;
+        let first = self.log.read_offsets(partitions, Offset::Beginning)?;
+        let end = self.log.read_offsets(partitions, Offset::End)?;
+        let starts = committed.into_iter().zip(first.iter().zip(&end)).zip(partitions);
+        Ok(starts
+            .map(|((committed, (first, end)), partition)| {
+                let fresh = match self.settings.start_at {
+                    StartAt::End => *end,
+                    _ => *first,
+                };
+                match committed {
+                    None => NextOffset(fresh).into(),
+                    Some(committed) if (*first..=*end).contains(&committed.next_offset.0) => committed,
+                    Some(committed) => {
+                        tracing::warn!(
+                            group = %self.settings.group, partition = %partition,
+                            "the committed offset {} is not kept ({first} to {end} are): going on at {fresh}",
+                            committed.next_offset.0
+                        );
+                        NextOffset(fresh).into()
+                    }
+                }
+            })
+            .collect())
+    }
+
+    /// Has the reading client know the topics. Of itself it would look for those that it does not know once a second.
+    fn find_leaders(&self, partitions: &[TopicPartition]) -> Result<()> {
+        let topics: BTreeSet<_> = partitions.iter().map(|partition| &*partition.topic).collect();
+        for topic in topics {
+            let attempt = self.log.attempt("find the leaders of", Resource::Topic(topic));
+            let found = self.fetcher.fetch_metadata(Some(topic), attempt.within);
+            found.map_err(|error| attempt.error(&error))?;
+        }
+        Ok(())
+    }
+
+    fn commit(&self, offsets: &[(TopicPartition, CommittedOffset)]) -> Result<()> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let attempt = self.log.attempt("commit for", Resource::Group(&self.settings.group));
+        let mut list = TopicPartitionList::with_capacity(offsets.len());
+        for (partition, committed) in offsets {
+            let mut element = list.add_partition(&partition.topic, partition.partition);
+            element
+                .set_offset(Offset::Offset(committed.next_offset.0))
+                .map_err(|error| attempt.error(&error))?;
+            if !committed.metadata.is_empty() {
+                element.set_metadata(&committed.metadata);
+            }
+        }
+        let deadline = Instant::now() + REBALANCE_PATIENCE;
+        loop {
+            if self.member.assignment_lost() {
+                return Err(Error::UnknownMember {
+                    group: self.settings.group.clone(),
+                });
+            }
+            let error = match self.member.commit(&list, CommitMode::Sync) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            // The partitions are this member's; only the group's generation is changing.
+            let passing = matches!(
+                error.rdkafka_error_code(),
+                Some(Code::RebalanceInProgress | Code::IllegalGeneration)
+            );
+            if !passing || Instant::now() >= deadline {
+                return Err(attempt.error(&error));
+            }
+            std::thread::sleep(RETRY_STEP);
+        }
+    }
+
+    /// What the group has committed for each of the partitions.
+    fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Option<CommittedOffset>>> {
+        let attempt = self
+            .log
+            .attempt("read committed offsets of", Resource::Group(&self.settings.group));
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for partition in partitions {
+            list.add_partition(&partition.topic, partition.partition);
+        }
+        let list = self
+            .member
+            .committed_offsets(list, attempt.within)
+            .map_err(|error| attempt.error(&error))?;
+        for element in list.elements() {
+            element.error().map_err(|error| attempt.error(&error))?;
+        }
+        let found = read_committed(&list);
+        Ok(partitions
+            .iter()
+            .map(|partition| {
+                found
+                    .iter()
+                    .find(|(of, offset, _)| of == partition && *offset >= 0)
+                    .map(|(_, offset, metadata)| CommittedOffset {
+                        next_offset: NextOffset(*offset),
+                        metadata: metadata.clone(),
+                    })
+            })
+            .collect())
     }
 }

@@ -151,24 +151,19 @@ impl KafkaSettings {
         config
     }
 
+    /// For a member's place in its group. What the member reads it reads by [`KafkaSettings::group_fetcher`].
     pub(super) fn group_member(&self, settings: &GroupSettings) -> ClientConfig {
         let mut config = self.consumer();
         config
             .set("group.id", &settings.group)
+            // Its partitions are paused, but only when they are there: what it has fetched by then is dropped.
+            .set("fetch.message.max.bytes", "1")
             // The rebalance waits as long for this member's release.
             .set(
                 "max.poll.interval.ms",
                 millis(settings.session_timeout.max(settings.release_timeout) + Duration::from_secs(30)),
             )
-            .set("topic.metadata.refresh.interval.ms", "30000")
-            // Where the member goes on when retention has overtaken it.
-            .set(
-                "auto.offset.reset",
-                match settings.start_at {
-                    StartAt::End => "latest",
-                    _ => "earliest",
-                },
-            );
+            .set("topic.metadata.refresh.interval.ms", "30000");
         match settings.protocol {
             GroupProtocol::Classic => config
                 .set("partition.assignment.strategy", "cooperative-sticky")
@@ -182,6 +177,23 @@ impl KafkaSettings {
         }
         // Again, for what was just set.
         self.apply_overrides(&mut config);
+        config
+    }
+
+    /// For the records of a member's partitions.
+    pub(super) fn group_fetcher(&self, settings: &GroupSettings) -> ClientConfig {
+        let mut config = self.consumer();
+        config
+            // It never joins: the name of the group is that for which the user has the rights.
+            .set("group.id", &settings.group)
+            // Where the member goes on when retention has overtaken it.
+            .set(
+                "auto.offset.reset",
+                match settings.start_at {
+                    StartAt::End => "latest",
+                    _ => "earliest",
+                },
+            );
         config
     }
 
