@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::Error;
 use super::scan::Scan;
-use crate::log::{CleanupPolicy, Log, ProducerRecord, ProducerSettings, Record, StartAt, TopicSpec};
+use crate::log::{CleanupPolicy, Log, ProducerRecord, ProducerSettings, Record, StartAt, Timestamps, TopicSpec};
 
 /// How long commands and their outcomes are kept.
 const KEEP_COMMANDS: Duration = Duration::from_secs(28 * 24 * 60 * 60);
@@ -40,6 +40,7 @@ pub(super) fn topics(group: &str) -> [TopicSpec; 2] {
             fixed_partitions: true,
             cleanup: CleanupPolicy::Compact,
             retention: None,
+            timestamps: Timestamps::LogAppend,
             ..TopicSpec::new(blocked_topic(group), 1)
         },
         TopicSpec {
@@ -126,9 +127,13 @@ pub struct Blocked {
     /// When the first attempt failed, in milliseconds since the Unix epoch by the owner's clock.
     #[serde(default)]
     pub since_ms: i64,
-    /// When the next attempt is due; 0: none is, without an operator.
+    /// When the next attempt is due, in milliseconds since the Unix epoch by the owner's clock; 0: none is, without an operator.
     #[serde(default)]
     pub due_ms: i64,
+    /// How long it was until then when this was written, in milliseconds: the next owner waits for it from the record's timestamp on,
+    /// which is the log's.
+    #[serde(default)]
+    pub wait_ms: i64,
     /// Records that waited behind it in memory when this was written.
     #[serde(default)]
     pub waiting: usize,
@@ -320,6 +325,7 @@ mod tests {
             message: "slow".to_owned(),
             since_ms: 1,
             due_ms: 2,
+            wait_ms: 1,
             waiting: 4,
             owner: "me".to_owned(),
         }

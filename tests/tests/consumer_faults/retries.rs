@@ -142,6 +142,48 @@ async fn kafka_none_of_many_retried_records_comes_early_over_restarts_with_clock
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_a_blocked_record_does_not_come_early_to_successors_whose_clocks_are_off() {
+    const DELAY_MS: u64 = 2000;
+    const OFF_MS: i64 = 3000;
+    let mut crew = Crew::new(&brokers(), 1, |settings| {
+        settings.guarantee = Guarantee::AtLeastOnce;
+        settings.output = None;
+        settings.retry = Retry::Blocking(DELAY_MS);
+        settings.session_timeout_ms = 1000;
+        settings.faults = vec![fault(At::All, 2, FaultKind::Fail)];
+    })
+    .await;
+    crew.append(1, 1).await;
+    let blocked = format!("{}.blocked", crew.settings.group);
+    for (attempts, ahead_ms) in [(1, -OFF_MS), (2, OFF_MS)] {
+        crew.start_with("a", |settings| settings.clock_ahead_ms = ahead_ms);
+        crew.until("it is told that it stands still", SOON, |crew| {
+            let told = crew.read(&blocked);
+            let told = told.iter().rev().find(|record| !record.value.is_empty());
+            told.is_some_and(|record| {
+                let place: serde_json::Value = serde_json::from_slice(&record.value).expect("JSON");
+                place["attempts"] == attempts
+            })
+        })
+        .await;
+        crew.kill("a");
+    }
+    crew.start_with("a", |settings| settings.clock_ahead_ms = OFF_MS);
+    crew.caught_up().await;
+    crew.stop_all();
+    let ledger = crew.ledger();
+    let calls: Vec<&Line> = ledger.iter().filter(|line| line.what == "call").collect();
+    assert_eq!(calls.iter().map(|line| line.attempt).collect::<Vec<_>>(), [1, 2, 3]);
+    for (failed, next) in ledger.iter().filter(|line| line.what == "failed").zip(&calls[1..]) {
+        let waited_ms = next.at_ms - failed.at_ms;
+        assert!(
+            waited_ms >= i64::try_from(DELAY_MS).expect("small"),
+            "{waited_ms} ms are too early: {next:?}"
+        );
+    }
+}
+
 /// A record whose dead letter is refused is not done, whoever owns its partition.
 async fn dead_letters_are_refused_for_a_while(guarantee: Guarantee) {
     let mut crew = Crew::new(&brokers(), 2, |settings| {

@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use super::log_clock::{LogClock, due_ms};
 use super::partition::{LaneId, Partition};
 use super::runner::Operation;
 use crate::log::{self, Log, Producer, ProducerRecord, Reader, Record, StartAt, TopicPartition};
@@ -26,6 +27,9 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(50);
 /// First and longest wait before what was not written is written again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
+/// The key of a record on the blocked topic that is there for its timestamp alone. No place has such a key.
+const CLOCK_KEY: &str = "clock";
+
 /// Places written at a time at most.
 const PUBLISH_PLACES: usize = 500;
 
@@ -36,8 +40,10 @@ pub(super) struct Operators {
     producer: Producer,
     blocked: Reader,
     control: Reader,
-    /// What the blocked topic says of each place.
-    table: HashMap<String, Blocked>,
+    /// What the blocked topic says of each place, and when that was written by the log's clock; `None`: it is on its way there.
+    table: HashMap<String, (Blocked, Option<i64>)>,
+    /// That of the blocked topic.
+    clock: LogClock,
     /// How far it has been read.
     position: i64,
     /// Places whose state may be another than the topic says.
@@ -62,6 +68,10 @@ impl Operators {
         let position = blocked.assign(0, StartAt::Start).await?;
         let mut control = log.reader(&control_topic(group)).await?;
         control.assign(0, StartAt::End).await?;
+        // What stood still before this consumer came must neither be early nor wait anew.
+        let record = ProducerRecord::to(blocked_topic(group)).partition(0).key(CLOCK_KEY);
+        let mut clock = LogClock::default();
+        clock.see(producer.append(record).await?.timestamp_ms, Instant::now());
         Ok(Self {
             group: group.to_owned(),
             owner: Uuid::now_v7().to_string(),
@@ -69,6 +79,7 @@ impl Operators {
             blocked,
             control,
             table: HashMap::new(),
+            clock,
             position,
             changed: BTreeSet::new(),
             publishing: false,
@@ -116,6 +127,7 @@ impl Operators {
     }
 
     fn note(&mut self, record: &Record) {
+        self.clock.see(record.timestamp_ms, Instant::now());
         let Some(key) = record.key.as_ref().and_then(|key| std::str::from_utf8(key).ok()) else {
             return;
         };
@@ -124,7 +136,10 @@ impl Operators {
             .as_ref()
             .and_then(|value| serde_json::from_slice::<Blocked>(value).ok());
         match blocked {
-            Some(blocked) => drop(self.table.insert(key.to_owned(), blocked)),
+            Some(blocked) => {
+                let known = (blocked, Some(record.timestamp_ms));
+                self.table.insert(key.to_owned(), known);
+            }
             None => drop(self.table.remove(key)),
         }
     }
@@ -139,12 +154,19 @@ impl Operators {
         self.blocked.topic_partition(0)
     }
 
-    /// What stands on the topic for a partition.
-    pub(super) fn of(&self, partition: &TopicPartition) -> Vec<Blocked> {
-        let of = |blocked: &&Blocked| {
+    /// What stands on the topic for a partition, and when what waits there is due; `None`: when an operator says so.
+    pub(super) fn of(&self, partition: &TopicPartition) -> Vec<(Blocked, Option<Instant>)> {
+        let now = Instant::now();
+        let of = |(blocked, _): &&(Blocked, Option<i64>)| {
             *blocked.place.topic == *partition.topic && blocked.place.partition == partition.partition
         };
-        self.table.values().filter(of).cloned().collect()
+        let due = |(blocked, written_ms): &(Blocked, Option<i64>)| {
+            let wait = Duration::from_millis(blocked.wait_ms.try_into().unwrap_or(0));
+            let by_log = written_ms.and_then(|written_ms| self.clock.when(due_ms(written_ms, blocked.wait_ms)));
+            let due = (blocked.due_ms != 0).then(|| by_log.unwrap_or(now + wait));
+            (blocked.clone(), due)
+        };
+        self.table.values().filter(of).map(due).collect()
     }
 
     /// Takes note that the state of a place has changed.
@@ -155,7 +177,7 @@ impl Operators {
 
     /// Takes note of places of a partition of this consumer's about which another one has written since.
     pub(super) fn changed_by_others(&mut self, partition: &Partition) {
-        for blocked in self.of(&partition.name) {
+        for (blocked, _) in self.of(&partition.name) {
             if blocked.owner != self.owner && !partition.expects(blocked.offset) {
                 let lane = partition.lane_of(&blocked.place, blocked.offset);
                 self.changed.insert((partition.name.clone(), lane));
@@ -212,7 +234,7 @@ impl Operators {
     fn record(&mut self, partition: &Partition, lane: &LaneId) -> Option<ProducerRecord> {
         let (place, by_itself) = place(&partition.name, lane);
         let key = place.record_key(by_itself);
-        // Before the time is taken, and rounded up: the next owner must not be early.
+        // What is left of the wait is rounded up, and less when it is written: the next owner must not be early.
         let blocked = partition.blocked(lane);
         let now_ms = now_ms();
         let state = match blocked {
@@ -225,6 +247,7 @@ impl Operators {
                 message: blocked.message,
                 since_ms: now_ms - millis(blocked.since),
                 due_ms: blocked.due_in.map_or(0, |due_in| now_ms + millis(due_in) + 1),
+                wait_ms: blocked.due_in.map_or(0, |due_in| millis(due_in) + 1),
                 waiting: blocked.waiting,
                 owner: self.owner.clone(),
             }),
@@ -237,6 +260,7 @@ impl Operators {
                 message: String::new(),
                 since_ms: now_ms,
                 due_ms: 0,
+                wait_ms: 0,
                 waiting: 0,
                 owner: self.owner.clone(),
             }),
@@ -248,7 +272,7 @@ impl Operators {
             Some(state) => {
                 let value = serde_json::to_vec(&state).ok()?;
                 // It is on its way: what is written next is written over it.
-                self.table.insert(key, state);
+                self.table.insert(key, (state, None));
                 Some(record.value(value))
             }
             None => self.table.remove(&key).map(|_| record),

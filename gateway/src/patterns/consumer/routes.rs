@@ -50,16 +50,16 @@ impl Routes {
     /// # Errors
     /// [`Error::MissingTopics`], [`Error::PartitionCounts`] for a topic beside another with fewer partitions,
     /// [`Error::RetentionTooShort`] for one that would forget a record before its next attempt, [`Error::WritersTimes`] for a retry
-    /// topic that does not stamp records itself.
+    /// topic, or that of what stands still, that does not stamp records itself.
     pub(super) async fn new(log: &Log, group: &str, topics: &[String], retry: &RetryPolicy) -> Result<Self, Error> {
         let mut missing = Vec::new();
-        for topic in control::topics(group)
-            .iter()
-            .map(|topic| topic.name.clone())
-            .chain([marks_topic(group)])
-        {
-            described(log, &topic, &mut missing).await?;
+        for spec in control::topics(group) {
+            let found = described(log, &spec.name, &mut missing).await?;
+            if let (Some(found), Timestamps::LogAppend) = (found, spec.timestamps) {
+                check_timestamps(&found)?;
+            }
         }
+        described(log, &marks_topic(group), &mut missing).await?;
         let mut routes = HashMap::new();
         for topic in topics {
             routes.extend(checked(log, topic, group, retry, &mut missing).await?);

@@ -641,7 +641,7 @@ impl Runner {
         if state.is_restoring() {
             let (now_ms, now) = (now_ms(), Instant::now());
             let before = assigned.route.attempts_before;
-            for blocked in self.operators.of(partition) {
+            for (blocked, due) in self.operators.of(partition) {
                 if blocked.state == BlockedState::Ignoring {
                     let lane = match state.lane_of(&blocked.place, blocked.offset) {
                         LaneId::Record(_) => LaneId::Partition,
@@ -654,7 +654,7 @@ impl Runner {
                 let restored = Restored {
                     failed: blocked.attempts.saturating_sub(before).max(1),
                     since: now.checked_sub(wait(now_ms.saturating_sub(blocked.since_ms))),
-                    due: (blocked.due_ms != 0).then(|| now + wait(blocked.due_ms.saturating_sub(now_ms))),
+                    due,
                     failure: Failure {
                         kind: FailureKind::parse(&blocked.kind),
                         message: blocked.message,
