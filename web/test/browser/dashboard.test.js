@@ -38,8 +38,11 @@ function kafkaBrokers() {
 
 function operate(brokers) {
   let groups, context, page;
+  /** The requests of pages that are under way. */
+  const asked = new Set();
 
   beforeEach(async () => {
+    asked.clear();
     groups = await OperatedGroups.start(brokers());
     context = await browser.newContext({ viewport: { width: 1200, height: 900 } });
     context.setDefaultTimeout(DEADLINE_MS);
@@ -57,6 +60,8 @@ function operate(brokers) {
   async function open() {
     const opened = await context.newPage();
     opened.on("pageerror", (error) => console.error("page error:", error));
+    opened.on("request", (request) => asked.add(request));
+    for (const end of ["requestfinished", "requestfailed"]) opened.on(end, (request) => asked.delete(request));
     // A reload would forget it.
     await opened.goto(`${groups.url}/dashboard`);
     await opened.evaluate(() => (window.isOfOneLoad = true));
@@ -86,6 +91,8 @@ function operate(brokers) {
     await page.locator('#connection[data-state="open"]').waitFor();
     await group("billing").waitFor();
     for (const list of ["blocked", "groups/*/actions?*"]) await page.route(`**/v1/admin/${list}`, (route) => route.abort());
+    const isList = (request) => /\/v1\/admin\/(blocked|groups\/.*\/actions)/.test(request.url());
+    await until("what was asked before is answered", () => ![...asked].some(isList));
     // The gateway tells what happens from when it has found the groups.
     let probe = 0;
     await until("something is heard", async () => {
