@@ -1,6 +1,6 @@
 //! Messages of one partition on their way from librdkafka's queue to a batch.
 
-use super::event::{HeaderNames, Message};
+use super::event::{Message, RecordMemory};
 use crate::log::{Batch, NextOffset, Record, TopicPartition};
 
 /// A batch is handed over when it has this many records.
@@ -32,10 +32,10 @@ impl PartitionBuffer {
     }
 
     /// Adds a message; a batch when it is full.
-    pub(super) fn push(&mut self, message: &Message, names: &mut HeaderNames) -> Option<Batch> {
+    pub(super) fn push(&mut self, message: &Message, memory: &mut RecordMemory) -> Option<Batch> {
         self.bytes += message.size_bytes();
         self.next_offset = message.offset() + 1;
-        self.records.push(message.to_record(names));
+        self.records.push(message.to_record(memory));
         (self.records.len() >= BATCH_RECORDS || self.bytes >= BATCH_BYTES).then(|| self.take(false))
     }
 

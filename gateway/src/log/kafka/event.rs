@@ -323,8 +323,8 @@ impl Message {
         self.fields().len + self.fields().key_len
     }
 
-    /// Copies the message out of librdkafka's memory, in one allocation for key, value and header values.
-    pub(super) fn to_record(&self, names: &mut HeaderNames) -> Record {
+    /// Copies the message out of librdkafka's memory.
+    pub(super) fn to_record(&self, memory: &mut RecordMemory) -> Record {
         let fields = self.fields();
         // SAFETY: key and value are null or point to as many bytes as their lengths say, which live as long as `self`.
         let (key, value) = unsafe {
@@ -337,19 +337,11 @@ impl Message {
         let total = key.map_or(0, <[u8]>::len)
             + value.map_or(0, <[u8]>::len)
             + headers.iter().map(|(_, value)| value.len()).sum::<usize>();
-        let mut copy = BytesMut::with_capacity(total);
-        for part in [key, value].into_iter().flatten() {
-            copy.extend_from_slice(part);
-        }
-        for (_, value) in &headers {
-            copy.extend_from_slice(value);
-        }
-        let mut copy = copy.freeze();
-        let mut take = |part: &[u8]| -> Bytes { copy.split_to(part.len()) };
-        let (key, value) = (key.map(&mut take), value.map(&mut take));
+        memory.reserve(total);
+        let (key, value) = (key.map(|key| memory.copy(key)), value.map(|value| memory.copy(value)));
         let mut record_headers = Headers::new();
         for (name, value) in headers {
-            record_headers.push(names.get(name), take(value));
+            record_headers.push(memory.name(name), memory.copy(value));
         }
         // SAFETY: the message is alive; the type of the timestamp is not asked for.
         let timestamp_ms = unsafe { sys::rd_kafka_message_timestamp(self.message.as_ptr(), ptr::null_mut()) };
@@ -393,21 +385,39 @@ unsafe fn bytes_at<'a>(start: *mut c_void, len: usize) -> Option<&'a [u8]> {
     NonNull::new(start).map(|start| unsafe { slice::from_raw_parts(start.cast::<u8>().as_ptr(), len) })
 }
 
-/// Names of headers that were seen, so that each is allocated once and not once per record.
+/// Where records are copied to. Small ones share a piece of memory, for an allocation per record costs more than the copy; each name
+/// of a header is there once.
 #[derive(Debug, Default)]
-pub(super) struct HeaderNames(Vec<Arc<str>>);
+pub(super) struct RecordMemory {
+    piece: BytesMut,
+    names: Vec<Arc<str>>,
+}
 
-impl HeaderNames {
+impl RecordMemory {
+    /// Of one piece. A record that is kept keeps its whole piece, so a piece is small.
+    const PIECE_BYTES: usize = 4096;
     /// Names remembered. A producer that makes up names gets each allocated anew beyond that.
-    const REMEMBERED: usize = 32;
+    const REMEMBERED_NAMES: usize = 32;
 
-    fn get(&mut self, name: &CStr) -> Arc<str> {
-        if let Some(known) = self.0.iter().find(|known| known.as_bytes() == name.to_bytes()) {
+    /// Makes room for the parts of one record.
+    fn reserve(&mut self, bytes: usize) {
+        if self.piece.capacity() < bytes {
+            self.piece = BytesMut::with_capacity(bytes.max(Self::PIECE_BYTES));
+        }
+    }
+
+    fn copy(&mut self, part: &[u8]) -> Bytes {
+        self.piece.extend_from_slice(part);
+        self.piece.split().freeze()
+    }
+
+    fn name(&mut self, name: &CStr) -> Arc<str> {
+        if let Some(known) = self.names.iter().find(|known| known.as_bytes() == name.to_bytes()) {
             return known.clone();
         }
         let name: Arc<str> = name.to_string_lossy().into();
-        if self.0.len() < Self::REMEMBERED {
-            self.0.push(name.clone());
+        if self.names.len() < Self::REMEMBERED_NAMES {
+            self.names.push(name.clone());
         }
         name
     }

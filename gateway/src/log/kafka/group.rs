@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep_until};
 use super::admin_request::read_committed;
 use super::batch::PartitionBuffer;
 use super::error::Resource;
-use super::event::{Consumer, ConsumerError, Event, HeaderNames, IDLE_TICK, LogContext};
+use super::event::{Consumer, ConsumerError, Event, IDLE_TICK, LogContext, RecordMemory};
 use super::{KafkaLog, Started};
 use crate::log::group::{GroupCommand, GroupMetadataEngine, MemberEvent};
 use crate::log::{CommittedOffset, Error, GroupMetadata, GroupSettings, NextOffset, Result, StartAt, TopicPartition};
@@ -84,7 +84,7 @@ pub(super) async fn run(
         commits: VecDeque::new(),
         committing: None,
         waiting: VecDeque::new(),
-        names: HeaderNames::default(),
+        memory: RecordMemory::default(),
     };
     loop {
         thread.commit_next();
@@ -143,7 +143,7 @@ struct MemberThread {
     committing: Option<oneshot::Receiver<()>>,
     /// Events that wait for room in the handle's queue.
     waiting: VecDeque<Result<MemberEvent>>,
-    names: HeaderNames,
+    memory: RecordMemory,
 }
 
 struct Commit {
@@ -222,7 +222,7 @@ impl MemberThread {
                     if owned.revoked {
                         continue;
                     }
-                    if let Some(batch) = owned.buffer.push(&message, &mut self.names) {
+                    if let Some(batch) = owned.buffer.push(&message, &mut self.memory) {
                         self.waiting.push_back(Ok(MemberEvent::Records {
                             seek: owned.seek,
                             batch,

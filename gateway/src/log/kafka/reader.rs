@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::batch::PartitionBuffer;
 use super::error::Resource;
-use super::event::{Consumer, ConsumerError, Event, HeaderNames, IDLE_TICK};
+use super::event::{Consumer, ConsumerError, Event, IDLE_TICK, RecordMemory};
 use super::{KafkaLog, Started, blocking};
 use crate::log::reader::{AssignedBatch, ReaderCommand};
 use crate::log::{Batch, Error, Result, StartAt, TopicPartition};
@@ -49,7 +49,7 @@ pub(super) async fn run(
         topic: topic.clone(),
         consumer,
         partitions: HashMap::new(),
-        names: HeaderNames::default(),
+        memory: RecordMemory::default(),
         outgoing: Vec::new(),
     };
     loop {
@@ -92,7 +92,7 @@ struct ReaderThread {
     topic: Arc<str>,
     consumer: Consumer,
     partitions: HashMap<i32, Assigned>,
-    names: HeaderNames,
+    memory: RecordMemory,
     outgoing: Vec<Outgoing>,
 }
 
@@ -124,7 +124,7 @@ impl ReaderThread {
                 Event::Message(message) => {
                     let partition = message.partition();
                     if let Some(assigned) = self.partitions.get_mut(&partition)
-                        && let Some(batch) = assigned.buffer.push(&message, &mut self.names)
+                        && let Some(batch) = assigned.buffer.push(&message, &mut self.memory)
                     {
                         self.outgoing.push(assigned.batch(batch));
                     }
