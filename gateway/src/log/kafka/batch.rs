@@ -4,7 +4,7 @@ use super::event::{Message, RecordMemory};
 use crate::log::{Batch, NextOffset, Record, TopicPartition};
 
 /// A batch is handed over when it has this many records.
-const BATCH_RECORDS: usize = 1000;
+const BATCH_RECORDS: usize = 4000;
 /// A batch is handed over when its keys and values have this many bytes.
 const BATCH_BYTES: usize = 1024 * 1024;
 

@@ -2,7 +2,8 @@
 //! `BaseConsumer::poll`: that says of an end of partition neither the topic nor the offset, and cannot tell an empty queue from
 //! one whose first event it has served itself.
 //!
-//! Everything unsafe about events is here. [`Consumer::poll`] returns an [`Event`] that owns its native event.
+//! Everything unsafe about events and messages is here. [`Consumer::poll`] returns an [`Event`]; [`Consumer::take`] returns messages, each of
+//! which owns its native one.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
@@ -62,21 +63,26 @@ pub(super) struct Consumer {
     pub(super) ready: Arc<Notify>,
 }
 
-/// Something that happened to a consumer.
+/// Something that happened to a member of a group.
 pub(super) enum Event {
-    Message(Message),
+    Error(ConsumerError),
+    /// Partitions come to this member, by `incremental_assign`.
+    Assign(Vec<TopicPartition>),
+    /// Partitions leave this member, by `incremental_unassign`.
+    Revoke(Vec<TopicPartition>),
+    /// Served, or of no interest to a member that reads nothing.
+    Other,
+}
+
+/// What a message says.
+pub(super) enum Read {
+    Record(Message),
     /// The end of a partition was reached at `offset`: nothing committed stands there or behind it.
     EndOfPartition {
         partition: TopicPartition,
         offset: i64,
     },
     Error(ConsumerError),
-    /// Partitions come to this member, by `incremental_assign`.
-    Assign(Vec<TopicPartition>),
-    /// Partitions leave this member, by `incremental_unassign`.
-    Revoke(Vec<TopicPartition>),
-    /// Served; nothing to do.
-    Other,
 }
 
 /// An error that librdkafka reports to the consumer.
@@ -117,6 +123,20 @@ impl Consumer {
         // SAFETY: the queue is alive as long as `self`.
         let event = unsafe { sys::rd_kafka_queue_poll(self.queue.0.as_ptr(), 0) };
         NonNull::new(event).map(|event| NativeEvent(event).read())
+    }
+
+    /// Up to `most` messages that were read, of a client that is in no group; never waits. Fewer than `most`: nothing is left, and
+    /// [`Consumer::ready`] is notified when something is there. One call takes many, for a call for each costs as much as the rest of it.
+    ///
+    /// Behind the end of a partition librdkafka believes that the application stands one further than it does: who resumes a
+    /// partition must seek.
+    pub(super) fn take(&self, most: usize) -> Vec<Message> {
+        let mut messages: Vec<*mut sys::rd_kafka_message_t> = vec![ptr::null_mut(); most];
+        // SAFETY: the queue is alive as long as `self`, and there is room for `most` pointers.
+        let taken =
+            unsafe { sys::rd_kafka_consume_batch_queue(self.queue.0.as_ptr(), 0, messages.as_mut_ptr(), most) };
+        messages.truncate(usize::try_from(taken).unwrap_or(0));
+        messages.into_iter().filter_map(NonNull::new).map(Message).collect()
     }
 }
 
@@ -191,7 +211,6 @@ impl NativeEvent {
         let event = self.0.as_ptr();
         // SAFETY: the event is alive.
         match unsafe { sys::rd_kafka_event_type(event) } {
-            sys::RD_KAFKA_EVENT_FETCH => self.read_message(),
             sys::RD_KAFKA_EVENT_ERROR => self.read_error(),
             sys::RD_KAFKA_EVENT_REBALANCE => self.read_rebalance(),
             sys::RD_KAFKA_EVENT_LOG => {
@@ -212,56 +231,28 @@ impl NativeEvent {
         }
     }
 
-    fn read_message(self) -> Event {
-        // SAFETY: the event is alive and of type FETCH. Such an event holds one message, which lives as long as the event.
-        let message = unsafe { sys::rd_kafka_event_message_next(self.0.as_ptr()) };
-        let Some(message) = NonNull::new(message.cast_mut()) else {
-            return Event::Other;
-        };
-        // SAFETY: the message is alive and its fields are plain data.
-        let error = unsafe { message.as_ref().err };
-        let message = Message { message, _event: self };
-        if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            Event::Message(message)
-        } else {
-            Event::Error(ConsumerError {
-                code: error.into(),
-                reason: "fetch".to_owned(),
-                partition: Some(TopicPartition::new(message.topic(), message.partition())),
-            })
-        }
-    }
-
     fn read_error(self) -> Event {
         let event = self.0.as_ptr();
         // SAFETY: the event is alive; its error string lives as long as it. The partition is a copy, null if the error is not
         // about one; it is destroyed once, after the last use of its topic.
         unsafe {
             let code: RDKafkaErrorCode = sys::rd_kafka_event_error(event).into();
-            let at = NonNull::new(sys::rd_kafka_event_topic_partition(event)).map(|native| {
+            let partition = NonNull::new(sys::rd_kafka_event_topic_partition(event)).map(|native| {
                 let fields = native.as_ref();
                 let partition = TopicPartition::new(&*CStr::from_ptr(fields.topic).to_string_lossy(), fields.partition);
-                let offset = fields.offset;
                 sys::rd_kafka_topic_partition_destroy(native.as_ptr());
-                (partition, offset)
+                partition
             });
-            match (code, at) {
-                (RDKafkaErrorCode::PartitionEOF, Some((partition, offset))) => {
-                    Event::EndOfPartition { partition, offset }
-                }
-                (code, at) => {
-                    let reason = sys::rd_kafka_event_error_string(event);
-                    Event::Error(ConsumerError {
-                        code,
-                        reason: if reason.is_null() {
-                            String::new()
-                        } else {
-                            CStr::from_ptr(reason).to_string_lossy().into_owned()
-                        },
-                        partition: at.map(|(partition, _)| partition),
-                    })
-                }
-            }
+            let reason = sys::rd_kafka_event_error_string(event);
+            Event::Error(ConsumerError {
+                code,
+                reason: if reason.is_null() {
+                    String::new()
+                } else {
+                    CStr::from_ptr(reason).to_string_lossy().into_owned()
+                },
+                partition,
+            })
         }
     }
 
@@ -291,16 +282,39 @@ impl NativeEvent {
 }
 
 /// A message in librdkafka's memory. Gives it back when dropped.
-pub(super) struct Message {
-    message: NonNull<sys::rd_kafka_message_t>,
-    /// Owns the message.
-    _event: NativeEvent,
+pub(super) struct Message(NonNull<sys::rd_kafka_message_t>);
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        // SAFETY: the message came from rd_kafka_consume_batch_queue, which passes its ownership, and is destroyed once.
+        unsafe { sys::rd_kafka_message_destroy(self.0.as_ptr()) }
+    }
 }
 
 impl Message {
+    pub(super) fn read(self) -> Read {
+        let error = self.fields().err;
+        if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Read::Record(self);
+        }
+        let is_placed = !self.fields().rkt.is_null();
+        let partition = is_placed.then(|| TopicPartition::new(self.topic(), self.partition()));
+        match (error.into(), partition) {
+            (RDKafkaErrorCode::PartitionEOF, Some(partition)) => Read::EndOfPartition {
+                partition,
+                offset: self.offset(),
+            },
+            (code, partition) => Read::Error(ConsumerError {
+                code,
+                reason: "fetch".to_owned(),
+                partition,
+            }),
+        }
+    }
+
     fn fields(&self) -> &sys::rd_kafka_message_t {
-        // SAFETY: the message lives as long as the event that owns it, and nothing changes it.
-        unsafe { self.message.as_ref() }
+        // SAFETY: the message lives as long as `self`, and nothing changes it.
+        unsafe { self.0.as_ref() }
     }
 
     pub(super) fn topic(&self) -> &str {
@@ -344,7 +358,7 @@ impl Message {
             record_headers.push(memory.name(name), memory.copy(value));
         }
         // SAFETY: the message is alive; the type of the timestamp is not asked for.
-        let timestamp_ms = unsafe { sys::rd_kafka_message_timestamp(self.message.as_ptr(), ptr::null_mut()) };
+        let timestamp_ms = unsafe { sys::rd_kafka_message_timestamp(self.0.as_ptr(), ptr::null_mut()) };
         Record {
             offset: fields.offset,
             timestamp_ms,
@@ -360,7 +374,7 @@ impl Message {
         // SAFETY: the message is alive. On success `headers` belongs to it and lives as long; each call with a smaller index
         // than there are headers sets name (a C string) and value (null or `size` bytes) in the memory of `headers`.
         unsafe {
-            let found = sys::rd_kafka_message_headers(self.message.as_ptr(), &raw mut headers);
+            let found = sys::rd_kafka_message_headers(self.0.as_ptr(), &raw mut headers);
             if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
                 return slices;
             }

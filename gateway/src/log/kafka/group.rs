@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep_until};
 use super::admin_request::read_committed;
 use super::batch::PartitionBuffer;
 use super::error::Resource;
-use super::event::{Consumer, ConsumerError, Event, IDLE_TICK, LogContext, RecordMemory};
+use super::event::{Consumer, ConsumerError, Event, IDLE_TICK, LogContext, Read, RecordMemory};
 use super::{KafkaLog, Started};
 use crate::log::group::{GroupCommand, GroupMetadataEngine, MemberEvent};
 use crate::log::{CommittedOffset, Error, GroupMetadata, GroupSettings, NextOffset, Result, StartAt, TopicPartition};
@@ -196,23 +196,20 @@ impl MemberThread {
                 }
                 Event::Revoke(partitions) => self.begin_revoke(partitions),
                 Event::Error(error) => self.fail(&error),
-                Event::Message(_) | Event::EndOfPartition { .. } | Event::Other => {}
+                Event::Other => {}
             }
         }
     }
 
     /// Moves what librdkafka has read to `waiting`. Whether nothing is left there.
     fn collect(&mut self) -> bool {
-        let mut idle = false;
+        let messages = self.fetching.take(ROUND_MESSAGES);
+        let idle = messages.len() < ROUND_MESSAGES;
         // Messages come in runs of one partition.
         let mut hint = 0;
-        for _ in 0..ROUND_MESSAGES {
-            let Some(event) = self.fetching.poll() else {
-                idle = true;
-                break;
-            };
-            match event {
-                Event::Message(message) => {
+        for message in messages {
+            match message.read() {
+                Read::Record(message) => {
                     let found = self.find(hint, message.topic(), message.partition());
                     let Some(at) = found else {
                         continue;
@@ -229,7 +226,7 @@ impl MemberThread {
                         }));
                     }
                 }
-                Event::EndOfPartition { partition, offset } => {
+                Read::EndOfPartition { partition, offset } => {
                     if let Some(at) = self.find(hint, &partition.topic, partition.partition)
                         && !self.owned[at].revoked
                         && let Some(batch) = self.owned[at].buffer.reach_end(offset)
@@ -239,11 +236,10 @@ impl MemberThread {
                     }
                 }
                 // That no broker can be reached the member says too.
-                Event::Error(error) if error.partition.is_some() => self.fail(&error),
-                Event::Error(error) => {
+                Read::Error(error) if error.partition.is_some() => self.fail(&error),
+                Read::Error(error) => {
                     tracing::debug!(group = %self.settings.group, "{}: {}", error.code, error.reason)
                 }
-                Event::Assign(_) | Event::Revoke(_) | Event::Other => {}
             }
         }
         for owned in &mut self.owned {

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::batch::PartitionBuffer;
 use super::error::Resource;
-use super::event::{Consumer, ConsumerError, Event, IDLE_TICK, RecordMemory};
+use super::event::{Consumer, ConsumerError, IDLE_TICK, Read, RecordMemory};
 use super::{KafkaLog, Started, blocking};
 use crate::log::reader::{AssignedBatch, ReaderCommand};
 use crate::log::{Batch, Error, Result, StartAt, TopicPartition};
@@ -113,15 +113,12 @@ impl Assigned {
 impl ReaderThread {
     /// Moves what librdkafka has read to `outgoing`. Whether nothing is left there.
     async fn collect(&mut self) -> bool {
-        let mut idle = false;
+        let messages = self.consumer.take(ROUND_MESSAGES);
+        let idle = messages.len() < ROUND_MESSAGES;
         let mut buffered = false;
-        for _ in 0..ROUND_MESSAGES {
-            let Some(event) = self.consumer.poll() else {
-                idle = true;
-                break;
-            };
-            match event {
-                Event::Message(message) => {
+        for message in messages {
+            match message.read() {
+                Read::Record(message) => {
                     let partition = message.partition();
                     if let Some(assigned) = self.partitions.get_mut(&partition)
                         && let Some(batch) = assigned.buffer.push(&message, &mut self.memory)
@@ -130,15 +127,14 @@ impl ReaderThread {
                     }
                     buffered = true;
                 }
-                Event::EndOfPartition { partition, offset } => {
+                Read::EndOfPartition { partition, offset } => {
                     if let Some(assigned) = self.partitions.get_mut(&partition.partition)
                         && let Some(batch) = assigned.buffer.reach_end(offset)
                     {
                         self.outgoing.push(assigned.batch(batch));
                     }
                 }
-                Event::Error(error) => self.fail(&error).await,
-                Event::Assign(_) | Event::Revoke(_) | Event::Other => {}
+                Read::Error(error) => self.fail(&error).await,
             }
         }
         if buffered {

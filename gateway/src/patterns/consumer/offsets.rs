@@ -10,7 +10,7 @@
 //! Invariant: an offset below [`Offsets::committable`] is done, or there is no record at it. Offsets have gaps (transaction markers,
 //! what was aborted or compacted away), so a gap is never waited for.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use data_encoding::BASE64URL_NOPAD;
 
@@ -28,9 +28,12 @@ const WORD: i64 = 64;
 pub(super) struct Offsets {
     /// Where reading goes on.
     read: i64,
-    /// Records that were read and are not done: a bit each. The key is the offset divided by 64, and no word is zero.
-    words: BTreeMap<i64, u64>,
-    /// How many they are.
+    /// Records that were read and are not done: a bit each. By the offset divided by 64, in order; most are added at the end and done at
+    /// the front.
+    words: VecDeque<(i64, u64)>,
+    /// Words that are zero. The first never is.
+    empty: usize,
+    /// How many records are open.
     open: usize,
     /// Runs `[from, to)` that the last owner has done above what it committed, in order and apart.
     done_before: Vec<(i64, i64)>,
@@ -41,7 +44,8 @@ impl Offsets {
     pub(super) fn new(start: NextOffset, metadata: &str) -> Self {
         Self {
             read: start.0,
-            words: BTreeMap::new(),
+            words: VecDeque::new(),
+            empty: 0,
             open: 0,
             done_before: decode(start.0, metadata).unwrap_or_default(),
         }
@@ -56,11 +60,33 @@ impl Offsets {
                 return false;
             }
         }
-        let word = self.words.entry(offset.div_euclid(WORD)).or_default();
+        let at = match self.find(offset) {
+            Ok(at) => {
+                self.empty -= usize::from(self.words[at].1 == 0);
+                at
+            }
+            Err(at) => {
+                self.words.insert(at, (offset.div_euclid(WORD), 0));
+                at
+            }
+        };
+        let word = &mut self.words[at].1;
         let is_new = *word & bit(offset) == 0;
         *word |= bit(offset);
         self.open += usize::from(is_new);
         is_new
+    }
+
+    /// The place of an offset's word, or where it belongs.
+    fn find(&self, offset: i64) -> Result<usize, usize> {
+        let index = offset.div_euclid(WORD);
+        let is_at = |word: Option<&(i64, u64)>| word.is_some_and(|(at, _)| *at == index);
+        match self.words.back() {
+            Some((last, _)) if *last < index => Err(self.words.len()),
+            last if is_at(last) => Ok(self.words.len() - 1),
+            _ if is_at(self.words.front()) => Ok(0),
+            _ => self.words.binary_search_by_key(&index, |(at, _)| *at),
+        }
     }
 
     /// Takes note of how far reading has come: there is no further record before it.
@@ -70,22 +96,35 @@ impl Offsets {
 
     /// Takes note that a record is done. False: it was not open.
     pub(super) fn complete(&mut self, offset: i64) -> bool {
-        let index = offset.div_euclid(WORD);
-        let Some(word) = self.words.get_mut(&index).filter(|word| **word & bit(offset) != 0) else {
+        let Ok(at) = self.find(offset) else { return false };
+        let word = &mut self.words[at].1;
+        if *word & bit(offset) == 0 {
             return false;
-        };
-        *word &= !bit(offset);
-        if *word == 0 {
-            self.words.remove(&index);
         }
+        *word &= !bit(offset);
         self.open -= 1;
+        if *word == 0 {
+            self.empty += 1;
+            self.drop_empty_words();
+        }
         true
+    }
+
+    fn drop_empty_words(&mut self) {
+        while self.words.pop_front_if(|(_, word)| *word == 0).is_some() {
+            self.empty -= 1;
+        }
+        // Behind one that stays open for long there would be ever more of them.
+        if self.empty > self.words.len() / 2 {
+            self.words.retain(|(_, word)| *word != 0);
+            self.empty = 0;
+        }
     }
 
     /// Whether a record is known to be done, or not to be.
     pub(super) fn is_done(&self, offset: i64) -> bool {
         let is_open = || {
-            let word = self.words.get(&offset.div_euclid(WORD)).copied().unwrap_or_default();
+            let word = self.find(offset).map_or(0, |at| self.words[at].1);
             word & bit(offset) != 0
         };
         match offset < self.read {

@@ -10,13 +10,14 @@
 //!
 //! Invariant: every record that was taken in and is not done stands in exactly one place: held, loose, a lane, or a run.
 
-use std::collections::hash_map::Entry;
+use std::collections::hash_map::{Entry, OccupiedEntry};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
 use super::ProcessingOrder;
@@ -50,7 +51,7 @@ pub(super) struct Partition {
     /// Attempts that records of this partition have behind them: on a retry topic those before it.
     attempts_before: u32,
     offsets: Offsets,
-    lanes: HashMap<LaneId, Lane>,
+    lanes: HashMap<LaneId, Lane, RandomState>,
     /// Lanes whose next run may begin.
     ready: VecDeque<LaneId>,
     /// Records without order.
@@ -191,7 +192,7 @@ impl Partition {
             run_records,
             attempts_before,
             offsets: Offsets::new(start.next_offset, &start.metadata),
-            lanes: HashMap::new(),
+            lanes: HashMap::default(),
             ready: VecDeque::new(),
             loose: VecDeque::new(),
             blocked: BTreeSet::new(),
@@ -383,17 +384,21 @@ impl Partition {
             }
             (id, _) => id,
         };
-        let lane = self.lanes.get_mut(&id)?;
+        let Entry::Occupied(mut entry) = self.lanes.entry(id) else {
+            return None;
+        };
+        let lane = entry.get_mut();
         if !records.is_empty() && lane.failed > 0 {
             lane.failed = 0;
-            self.changed.push(id.clone());
+            self.changed.push(entry.key().clone());
         }
+        let lane = entry.get_mut();
         for record in rest.into_iter().rev() {
             lane.records.push_front(record);
         }
         match (handled.failure, lane.records.front()) {
             (_, None) | (None, Some(_)) => {
-                self.go_on(id);
+                lane_goes_on(entry, &mut self.ready, &mut self.missing);
                 None
             }
             (Some(failure), Some(record)) => {
@@ -406,7 +411,7 @@ impl Partition {
                 Some(Failed {
                     record: record.clone(),
                     failed: lane.failed,
-                    lane: id,
+                    lane: entry.key().clone(),
                     failure,
                 })
             }
@@ -550,15 +555,8 @@ impl Partition {
 
     /// A lane of which nothing is in hand goes on with its next record, if it has one.
     fn go_on(&mut self, id: LaneId) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        if !lane.records.is_empty() {
-            lane.state = LaneState::Ready;
-            self.ready.push_back(id);
-        } else if let Some(first) = lane.let_go.front() {
-            lane.state = LaneState::Missing;
-            self.missing.insert(*first, id);
-        } else {
-            self.lanes.remove(&id);
+        if let Entry::Occupied(entry) = self.lanes.entry(id) {
+            lane_goes_on(entry, &mut self.ready, &mut self.missing);
         }
     }
 
@@ -746,6 +744,24 @@ impl Run {
     /// Whether the next record may be handled.
     pub(super) fn may_go_on(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// Puts a lane of which nothing is in hand where it belongs; one that has nothing left goes.
+fn lane_goes_on(
+    mut entry: OccupiedEntry<'_, LaneId, Lane>,
+    ready: &mut VecDeque<LaneId>,
+    missing: &mut BTreeMap<i64, LaneId>,
+) {
+    let lane = entry.get_mut();
+    if !lane.records.is_empty() {
+        lane.state = LaneState::Ready;
+        ready.push_back(entry.key().clone());
+    } else if let Some(first) = lane.let_go.front().copied() {
+        lane.state = LaneState::Missing;
+        missing.insert(first, entry.key().clone());
+    } else {
+        entry.remove();
     }
 }
 

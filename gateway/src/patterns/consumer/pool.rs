@@ -4,11 +4,13 @@
 //! work neither side waits for the other, so a quick handler costs a lock for each run and no switch of tasks.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::task::coop::consume_budget;
 
 use super::handler::{AnyHandler, Failure, FailureKind, Handled};
 use super::partition::{Ended, Run};
@@ -20,7 +22,7 @@ const TURN: Duration = Duration::from_millis(20);
 /// Workers and the work between them and the runner. Dropped, it stops all workers where they are.
 pub(super) struct Pool {
     shared: Arc<Shared>,
-    _workers: JoinSet<()>,
+    workers: JoinSet<()>,
 }
 
 struct Shared {
@@ -28,8 +30,8 @@ struct Shared {
     /// For what handlers send; `None`: it is given back with the run.
     producer: Option<Producer>,
     work: Mutex<Work>,
-    /// One permit for each run that was handed over. Some that were taken back leave theirs.
-    waiting: Semaphore,
+    /// A run waits. Wakes one worker.
+    started: Notify,
     /// A run has ended.
     ended: Notify,
 }
@@ -47,17 +49,14 @@ impl Pool {
             handler,
             producer,
             work: Mutex::default(),
-            waiting: Semaphore::new(0),
+            started: Notify::new(),
             ended: Notify::new(),
         });
         let mut workers = JoinSet::new();
         for _ in 0..size {
             workers.spawn(work(shared.clone()));
         }
-        Self {
-            shared,
-            _workers: workers,
-        }
+        Self { shared, workers }
     }
 
     /// Runs that wait for a worker.
@@ -66,9 +65,11 @@ impl Pool {
     }
 
     pub(super) fn start(&self, runs: Vec<Run>) {
-        let count = runs.len();
+        let woken = runs.len().min(self.workers.len());
         self.shared.work().waiting.extend(runs);
-        self.shared.waiting.add_permits(count);
+        for _ in 0..woken {
+            self.shared.started.notify_one();
+        }
     }
 
     /// Waits until runs have ended, and returns them. Cancel safe.
@@ -101,21 +102,40 @@ impl Shared {
     fn work(&self) -> MutexGuard<'_, Work> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Gives the runner a run that has ended, and takes the next.
+    fn end(&self, ended: Ended) -> Option<Run> {
+        let mut work = self.work();
+        work.ended.push(ended);
+        if work.ended.len() == 1 {
+            self.ended.notify_one();
+        }
+        work.waiting.pop_front()
+    }
+
+    async fn wait_for_run(&self) -> Run {
+        loop {
+            let mut started = pin!(self.started.notified());
+            // Before the look, or a run that is handed over in between would wait for another worker.
+            started.as_mut().enable();
+            if let Some(run) = self.work().waiting.pop_front() {
+                return run;
+            }
+            started.await;
+        }
+    }
 }
 
 async fn work(shared: Arc<Shared>) {
-    // Nobody closes the semaphore: workers end when the pool is dropped.
-    while let Ok(permit) = shared.waiting.acquire().await {
-        permit.forget();
-        let Some(run) = shared.work().waiting.pop_front() else {
-            continue;
+    let mut next = None;
+    loop {
+        let run = match next.take() {
+            Some(run) => run,
+            None => shared.wait_for_run().await,
         };
-        let ended = handle(&shared, run).await;
-        let mut work = shared.work();
-        work.ended.push(ended);
-        if work.ended.len() == 1 {
-            shared.ended.notify_one();
-        }
+        next = shared.end(handle(&shared, run).await);
+        // A handler that never waits would keep its thread from everybody else.
+        consume_budget().await;
     }
 }
 
