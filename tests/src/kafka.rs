@@ -23,17 +23,17 @@ pub const BROKERS_VARIABLE: &str = "KAFKA_BROKERS";
 /// A broker that does not answer by then has failed to start.
 const START_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Starts Java in the background, says its process id, and ends it when the pipe from the test process closes. With `keep` as
-/// the last word the data stays for a restart.
+/// Starts Java in the background, says its process id, and ends it when the pipe from the test process closes. With `keep` or `stop`
+/// as the last word the data stays for a restart; with `stop` Java is asked to end, and says goodbye to the other brokers.
 const WATCHDOG: &str = r#"
 data=$1; log=$2; shift 2
 "$@" >>"$log" 2>&1 </dev/null &
 java=$!
 echo $java
 read -r last
-kill -9 $java 2>/dev/null
+case $last in stop) kill $java ;; *) kill -9 $java ;; esac 2>/dev/null
 wait $java 2>/dev/null
-[ "$last" = keep ] || rm -rf "$data"
+case $last in keep|stop) ;; *) rm -rf "$data" ;; esac
 "#;
 
 /// The brokers for this test run, as `bootstrap.servers`. The first call starts one unless `KAFKA_BROKERS` names them; it
@@ -131,7 +131,15 @@ impl KafkaNode {
         }
     }
 
-    /// Starts it again after [`KafkaNode::kill`], on the same port with the same data, and returns when it answers.
+    /// Asks it to end as an operator does (SIGTERM), so that it hands over what it leads, and waits until it has. Its data stays for
+    /// [`KafkaNode::restart`].
+    pub fn stop(&self) {
+        if let Some(process) = self.lock().take() {
+            process.end(b"stop\n");
+        }
+    }
+
+    /// Starts it again after [`KafkaNode::kill`] or [`KafkaNode::stop`], on the same port with the same data, and returns when it answers.
     ///
     /// # Panics
     /// If it does not start.
@@ -271,6 +279,33 @@ impl KafkaCluster {
         let brokers: Vec<&str> = self.nodes.iter().map(KafkaNode::brokers).collect();
         brokers.join(",")
     }
+
+    /// Waits until each partition has a leader and all its replicas are in sync, Kafka's own topics among them: then any one node may
+    /// go.
+    ///
+    /// # Panics
+    /// If that does not come about.
+    pub fn wait_in_sync(&self) {
+        let client = quiet_client(&self.brokers());
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let metadata = client.fetch_metadata(None, Duration::from_secs(1));
+            let behind = metadata.map(|metadata| {
+                let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+                partitions
+                    .filter(|partition| partition.leader() < 0 || partition.isr().len() < partition.replicas().len())
+                    .count()
+            });
+            match behind {
+                Ok(0) => return,
+                behind => assert!(
+                    Instant::now() < deadline,
+                    "partitions out of sync after {START_TIMEOUT:?}: {behind:?}"
+                ),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
 }
 
 fn properties(
@@ -309,6 +344,8 @@ transaction.state.log.num.partitions=4
 share.coordinator.state.topic.replication.factor={replication}
 share.coordinator.state.topic.min.isr={min_in_sync}
 auto.create.topics.enable=false
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=500
 group.consumer.min.session.timeout.ms=500
@@ -341,12 +378,16 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
     listeners.map(|listener| listener.local_addr().expect("a bound port").port())
 }
 
-fn wait_for_brokers(brokers: &str, count: usize) {
-    let client: BaseConsumer = ClientConfig::new()
+fn quiet_client(brokers: &str) -> BaseConsumer {
+    ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg)
         .create()
-        .expect("a Kafka client");
+        .expect("a Kafka client")
+}
+
+fn wait_for_brokers(brokers: &str, count: usize) {
+    let client = quiet_client(brokers);
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
         let known = client
@@ -417,12 +458,9 @@ mod tests {
     use super::*;
 
     fn answers(brokers: &str) -> bool {
-        let client: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", brokers)
-            .set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg)
-            .create()
-            .expect("a Kafka client");
-        client.fetch_metadata(None, Duration::from_secs(1)).is_ok()
+        quiet_client(brokers)
+            .fetch_metadata(None, Duration::from_secs(1))
+            .is_ok()
     }
 
     #[test]
@@ -438,6 +476,9 @@ mod tests {
         assert!(!answers(&brokers));
         node.restart();
         assert!(answers(&brokers));
+        node.stop();
+        assert!(!answers(&brokers) && data.exists());
+        node.restart();
         drop(node);
         assert!(!answers(&brokers) && !data.exists());
     }

@@ -25,8 +25,8 @@ const RETENTION: &str = "retention.ms";
 const MAX_MESSAGE: &str = "max.message.bytes";
 const TIMESTAMPS: &str = "message.timestamp.type";
 
-/// How long one request for offsets may take before it is sent anew: one that was on its way to a broker that went down waits
-/// out its time though the broker is back.
+/// How long one request may take before it is sent anew: one that was on its way to a broker that went down waits out its time though
+/// the broker is back, or another one does its work.
 const ONE_TRY: Duration = Duration::from_secs(2);
 /// Between two looks at whether a change of topics has reached the brokers.
 const PROPAGATION_STEP: Duration = Duration::from_millis(20);
@@ -57,9 +57,23 @@ impl KafkaLog {
     }
 
     pub(in crate::log) async fn describe_topic(&self, topic: &str) -> Result<TopicDescription> {
+        let deadline = Instant::now() + self.0.settings.request_timeout;
+        loop {
+            let within = deadline.saturating_duration_since(Instant::now()).min(ONE_TRY);
+            match self.try_describe_topic(topic, within).await {
+                Err(error) if error.is_retriable() && Instant::now() + PROPAGATION_STEP < deadline => {
+                    tokio::time::sleep(PROPAGATION_STEP).await;
+                    let (log, topic) = (self.clone(), topic.to_owned());
+                    blocking(move || look_around(&log.0.admin, Some(&topic))).await?;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn try_describe_topic(&self, topic: &str, within: Duration) -> Result<TopicDescription> {
         let attempt = self.attempt("describe", Resource::Topic(topic));
         let (log, name) = (self.clone(), topic.to_owned());
-        let within = self.0.settings.request_timeout;
         let (id, partitions) = blocking(move || admin_request::describe_topic(log.0.admin.inner(), &name, within))
             .await?
             .map_err(|error| attempt.error(&error))?;
@@ -67,7 +81,7 @@ impl KafkaLog {
         let settings = self
             .0
             .admin
-            .describe_configs(&resource, &self.options())
+            .describe_configs(&resource, &AdminOptions::new().request_timeout(Some(within)))
             .await
             .map_err(|error| attempt.error(&error))?
             .pop()
@@ -209,6 +223,7 @@ impl KafkaLog {
         // The broker refuses to be asked twice for the same.
         let distinct: BTreeSet<_> = partitions.iter().collect();
         let deadline = Instant::now() + self.0.settings.request_timeout;
+        let mut is_first = true;
         loop {
             let mut list = TopicPartitionList::with_capacity(distinct.len());
             for partition in &distinct {
@@ -244,7 +259,7 @@ impl KafkaLog {
                     }
                 }
             };
-            // While a partition has no leader librdkafka answers at once: go on until the time is over.
+            // While it knows of no leader librdkafka answers at once: go on until the time is over.
             let passing = matches!(
                 failed.rdkafka_error_code(),
                 Some(
@@ -255,10 +270,23 @@ impl KafkaLog {
                         | RDKafkaErrorCode::OperationTimedOut
                 )
             );
-            if !passing || Instant::now() + PROPAGATION_STEP >= deadline {
+            // It may have asked a broker that had not heard of the topic yet, and believes that for a quarter of an hour.
+            let unheard_of = matches!(
+                failed.rdkafka_error_code(),
+                Some(
+                    RDKafkaErrorCode::UnknownTopicOrPartition
+                        | RDKafkaErrorCode::UnknownTopic
+                        | RDKafkaErrorCode::UnknownPartition
+                )
+            );
+            let again = passing || unheard_of && is_first;
+            is_first = false;
+            if !again || Instant::now() + PROPAGATION_STEP >= deadline {
                 return Err(attempt.error(&failed));
             }
             std::thread::sleep(PROPAGATION_STEP);
+            let is_one_topic = partitions.iter().all(|partition| partition.topic == first.topic);
+            look_around(client, is_one_topic.then_some(&*first.topic));
         }
     }
 
@@ -452,6 +480,14 @@ impl KafkaLog {
         AdminOptions::new()
             .request_timeout(Some(self.0.settings.request_timeout))
             .operation_timeout(Some(self.0.settings.request_timeout))
+    }
+}
+
+/// Has a client hear which broker leads a topic (`None`: each topic), and which takes administrative requests. Otherwise it goes on
+/// sending to the one that did before, though that is down: it waits for it to come back, and does not ask who does its work meanwhile.
+fn look_around(client: &AdminClient<LogContext>, topic: Option<&str>) {
+    if let Err(error) = client.inner().fetch_metadata(topic, ONE_TRY) {
+        tracing::debug!("no broker says how the cluster is: {error}");
     }
 }
 

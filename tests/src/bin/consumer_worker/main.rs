@@ -121,7 +121,18 @@ async fn run(settings: WorkerSettings) -> Result<(), Box<dyn std::error::Error>>
         }
     };
     let builder = settings.builder();
-    let handle = builder.start(&log, Worker { settings, ledger }).await?;
+    // So is one that goes away while the consumer starts.
+    let handle = loop {
+        let worker = Worker {
+            settings: settings.clone(),
+            ledger: ledger.try_clone()?,
+        };
+        match builder.clone().start(&log, worker).await {
+            Ok(handle) => break handle,
+            Err(error) if error.is_retriable() => eprintln!("{} {error}", now_ms()),
+            Err(error) => return Err(error.into()),
+        }
+    };
     loop {
         tokio::select! {
             _ = terminate.recv() => break handle.shutdown().await?,
