@@ -246,10 +246,11 @@ async fn groups(gateway: &Gateway, words: Words) -> Result<()> {
         let mut topics: Vec<_> = each(&group["partitions"]).map(|lag| text(&lag["topic"])).collect();
         topics.sort();
         topics.dedup();
+        let at_least = if group["lag_unknown"] == 0 { "" } else { ">=" };
         rows.push(vec![
             text(&group["group"]),
             each(&group["members"]).count().to_string(),
-            text(&group["lag"]),
+            format!("{at_least}{}", text(&group["lag"])),
             topics.join(" "),
         ]);
     }

@@ -1,12 +1,13 @@
 //! What the Kafka engine does beyond the conformance suite: a broker that goes and comes, fatal errors of librdkafka, rebalances,
 //! and what its own facts about Kafka are.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use barnabas::log::kafka::KafkaSettings;
 use barnabas::log::{
-    Batch, CleanupPolicy, CommittedOffset, Error, GroupEvent, GroupMember, GroupSettings, Log, NextOffset, Producer,
-    ProducerRecord, ProducerSettings, Reader, StartAt, TopicPartition, TopicSpec, partition_for_key,
+    Batch, CleanupPolicy, CommittedOffset, Error, GroupEvent, GroupMember, GroupProtocol, GroupSettings, Log,
+    NextOffset, Producer, ProducerRecord, ProducerSettings, Reader, StartAt, TopicPartition, TopicSpec,
+    partition_for_key,
 };
 use barnabas_tests::conformance::unique;
 use barnabas_tests::kafka::{self, KafkaNode};
@@ -503,6 +504,58 @@ async fn a_producer_of_large_transactions_has_the_time_that_it_asks_for() {
 }
 
 #[tokio::test]
+async fn members_to_whom_the_broker_assigns_are_seen_with_what_they_have() {
+    let log = connect(&kafka::brokers()).await;
+    let topic = make_topic(&log, 2).await;
+    let settings = GroupSettings {
+        protocol: GroupProtocol::Consumer,
+        ..GroupSettings::new(unique("group"), [topic.as_str()])
+    };
+    let described = async |members: usize| {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let groups = log.groups().await.expect("groups");
+            let found = groups.into_iter().find(|group| group.group == settings.group);
+            let found = found.expect("the group");
+            let has_each = found.members.iter().all(|member| !member.partitions.is_empty());
+            if found.members.len() == members && has_each {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "{found:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let mut first = log.join_group(settings.clone()).await.expect("a member");
+    let all: Vec<_> = next_assigned(&mut first)
+        .await
+        .into_iter()
+        .map(|(partition, _)| partition)
+        .collect();
+    let alone = described(1).await;
+    let member = &alone.members[0];
+    assert_eq!(member.partitions, all);
+    assert!(!member.member.is_empty() && !member.host.is_empty() && !member.host.starts_with('/'));
+    assert!(!member.client.is_empty());
+    // Nothing is committed, and they are seen all the same.
+    assert!(alone.partitions.iter().map(|lag| &lag.partition).eq(&all));
+    assert!(alone.partitions.iter().all(|lag| lag.committed.is_none()));
+
+    let mut second = log.join_group(settings.clone()).await.expect("a member");
+    match next_event(&mut first).await {
+        GroupEvent::Revoked(revoked) => first.release(revoked).await.expect("released"),
+        event => panic!("revoked, not {event:?}"),
+    }
+    next_assigned(&mut second).await;
+    let both = described(2).await;
+    let mut owned: Vec<_> = both.members.into_iter().flat_map(|member| member.partitions).collect();
+    owned.sort();
+    assert_eq!(owned, all);
+
+    drop((first, second));
+    assert_eq!(described(0).await.members, []);
+}
+
+#[tokio::test]
 async fn partitions_move_when_they_are_released_and_go_on_where_they_were_committed() {
     let log = connect(&kafka::brokers()).await;
     let topic = make_topic(&log, 2).await;
@@ -569,10 +622,19 @@ async fn partitions_move_when_they_are_released_and_go_on_where_they_were_commit
         .iter()
         .find(|group| group.group == settings.group)
         .expect("the group");
-    assert_eq!((group.members.len(), group.partitions.len()), (2, 1));
+    let mut owners: Vec<_> = group.members.iter().flat_map(|member| &member.partitions).collect();
+    owners.sort();
+    assert_eq!((group.members.len(), owners), (2, all.iter().collect()));
+    let lag = |of: &TopicPartition| {
+        group
+            .partitions
+            .iter()
+            .find(|lag| lag.partition == *of)
+            .expect("the partition")
+    };
     assert_eq!(
-        (group.partitions[0].committed, group.partitions[0].end),
-        (NextOffset(2), 2)
+        (lag(&revoked[0]).committed, lag(&revoked[0]).end),
+        (Some(NextOffset(2)), 2)
     );
 
     drop(second);

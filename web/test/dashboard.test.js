@@ -13,7 +13,7 @@ import { Rates } from "../public/dashboard/groups.js";
 import { bytesOf, hexDump, prettyJson, viewsOf } from "../public/dashboard/record.js";
 
 const polled = (...partitions) => [{
-  group: "billing", members: [], operated: true, lag: 0,
+  group: "billing", members: [], operated: true, lag: 0, lag_unknown: 0,
   partitions: partitions.map(([partition, committed, end]) => ({ topic: "renewals", partition, committed, end, lag: end - committed, member: null })),
 }];
 
@@ -35,6 +35,15 @@ test("a partition that is new, or was set back, has not moved", () => {
   assert.deepEqual(rates.of("billing"), { done: 0, come: 0 });
   rates.hear(polled([0, 8, 100], [1, 5001, 5002]), 2000);
   assert.deepEqual(rates.of("billing"), { done: 2, come: 1 });
+});
+
+test("the first commit of a partition is no jump from nothing", () => {
+  const rates = new Rates();
+  rates.hear(polled([0, null, 100]), 0);
+  rates.hear(polled([0, 90, 104]), 1000);
+  assert.deepEqual(rates.of("billing"), { done: 0, come: 4 });
+  rates.hear(polled([0, 94, 104]), 2000);
+  assert.deepEqual(rates.of("billing"), { done: 2, come: 2 });
 });
 
 test("a rate forgets what was long ago, and two polls however far apart give one", () => {

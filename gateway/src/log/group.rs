@@ -5,7 +5,7 @@
 //! believe that the member is gone. Rebalances are cooperative: only partitions that move are revoked, and they move when the
 //! member has released them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -313,10 +313,37 @@ impl GroupMember {
 pub struct GroupDescription {
     /// The group.
     pub group: String,
-    /// Its members now. Those of Kafka's newer protocol ([`GroupProtocol::Consumer`]) cannot be seen: librdkafka does not ask for them.
+    /// Its members now.
     pub members: Vec<MemberDescription>,
-    /// The partitions for which it has committed offsets.
+    /// The partitions that its members have and those for which it has committed offsets, in order.
     pub partitions: Vec<PartitionLag>,
+}
+
+impl GroupDescription {
+    /// Brings together what an engine knows. Partitions of which `end` knows nothing are no more, and are left out.
+    pub(super) fn new(
+        group: String,
+        members: Vec<MemberDescription>,
+        committed: &[(TopicPartition, NextOffset)],
+        end: impl Fn(&TopicPartition) -> Option<i64>,
+    ) -> Self {
+        let assigned = members.iter().flat_map(|member| &member.partitions);
+        let mut all: BTreeMap<_, _> = assigned.map(|partition| (partition, None)).collect();
+        all.extend(committed.iter().map(|(partition, offset)| (partition, Some(*offset))));
+        let lag = |(partition, committed): (&TopicPartition, _)| {
+            Some(PartitionLag {
+                partition: partition.clone(),
+                committed,
+                end: end(partition)?,
+            })
+        };
+        let partitions = all.into_iter().filter_map(lag).collect();
+        Self {
+            group,
+            members,
+            partitions,
+        }
+    }
 }
 
 /// A member of a group as seen from outside.
@@ -337,8 +364,20 @@ pub struct MemberDescription {
 pub struct PartitionLag {
     /// The partition.
     pub partition: TopicPartition,
-    /// Where the group goes on.
-    pub committed: NextOffset,
+    /// Where the group goes on. `None`: a member has the partition, and the group has committed nothing for it yet.
+    pub committed: Option<NextOffset>,
     /// The end of the partition.
     pub end: i64,
+}
+
+impl PartitionLag {
+    /// The offsets between what is committed and the end. `None`: nothing is committed, and only the group's members know whether they
+    /// have begun at the start or at the end.
+    pub fn lag(&self) -> Option<i64> {
+        match self.committed {
+            Some(committed) => Some((self.end - committed.0).max(0)),
+            // Where nothing ever was, the start is the end.
+            None => (self.end == 0).then_some(0),
+        }
+    }
 }

@@ -206,7 +206,7 @@ impl Log {
         }
     }
 
-    /// The consumer groups that have members or committed offsets, with their lag.
+    /// The consumer groups that have members or committed offsets, with their lag. Of groups of other programs too.
     pub async fn groups(&self) -> Result<Vec<GroupDescription>> {
         match &self.engine {
             Engine::Embedded(log) => log.groups().await,

@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use barnabas::log::{
-    CommittedOffset, Error, GroupEvent, GroupMember, GroupSettings, Log, NextOffset, ProducerRecord, TopicPartition,
+    CommittedOffset, Error, GroupEvent, GroupMember, GroupSettings, Log, NextOffset, ProducerRecord, ProducerSettings,
+    TopicPartition,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -377,7 +378,43 @@ pub async fn is_listed_with_its_lag(log: Log) {
         .iter()
         .find(|lag| lag.partition == partition)
         .expect("the partition");
-    assert_eq!((lag.committed.0, lag.end), (1, 3));
+    assert_eq!((lag.committed, lag.end, lag.lag()), (Some(NextOffset(1)), 3, Some(2)));
+}
+
+/// A partition for which nothing is committed is seen when a member has it, and nobody says how far behind it is.
+pub async fn shows_partitions_without_an_offset(log: Log) {
+    let (topic, group) = (new_topic(&log, 3).await, unique("group"));
+    let partition = |number| TopicPartition::new(topic.clone(), number);
+    let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+    for number in [0, 1] {
+        let record = ProducerRecord::to(topic.as_str()).partition(number).value("0");
+        within("an append", producer.append(record)).await.expect("appended");
+    }
+    let mut member = join(&log, &group, &topic).await;
+    assignment(&mut member).await;
+    within("a commit", member.commit(vec![(partition(0), committed(1))]))
+        .await
+        .expect("committed");
+    let groups = within("the groups", log.groups()).await.expect("groups");
+    let found = groups.iter().find(|found| found.group == group).expect("the group");
+    let lags = found.partitions.iter().map(|lag| {
+        (
+            lag.partition.clone(),
+            lag.committed.map(|committed| committed.0),
+            lag.end,
+            lag.lag(),
+        )
+    });
+    let lags: Vec<_> = lags.collect();
+    assert_eq!(
+        lags,
+        [
+            (partition(0), Some(1), 1, Some(0)),
+            (partition(1), None, 1, None),
+            // Whether it begins at the start or at the end: there is nothing.
+            (partition(2), None, 0, Some(0)),
+        ]
+    );
 }
 
 /// What a group has committed of a topic that is gone does not keep the others from being seen.

@@ -59,6 +59,7 @@ macro_rules! conformance {
             group: refuses_the_commit_of_a_partition_it_does_not_own,
             group: is_listed_when_one_of_its_topics_is_gone,
             group: is_listed_with_its_lag,
+            group: shows_partitions_without_an_offset,
             transaction: is_visible_as_a_whole_or_not_at_all,
             transaction: dropped_is_aborted,
             transaction: commits_offsets_with_its_records,

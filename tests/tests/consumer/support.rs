@@ -197,7 +197,7 @@ impl Bench {
         };
         let group: Option<GroupDescription> = groups.into_iter().find(|group| group.group == self.group);
         let lag = group?.partitions.into_iter().find(|lag| lag.partition == *partition)?;
-        Some(lag.committed.0)
+        lag.committed.map(|committed| committed.0)
     }
 
     /// Waits until the group has committed everything.

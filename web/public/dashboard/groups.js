@@ -46,7 +46,7 @@ export class Rates {
 }
 
 /**
- * What moved between two polls. A partition that is new has not moved, and one that was set back has not either.
+ * What moved between two polls. A partition that is new has not moved, and one that was set back or had nothing committed has not either.
  * @param {Group["partitions"]} before
  * @param {Group["partitions"]} after
  */
@@ -56,7 +56,7 @@ function movedSince(before, after) {
   for (const partition of after) {
     const last = known.get(placeOf(partition));
     if (!last) continue;
-    done += Math.max(0, partition.committed - last.committed);
+    if (partition.committed !== null && last.committed !== null) done += Math.max(0, partition.committed - last.committed);
     come += Math.max(0, partition.end - last.end);
   }
   return { done, come };
@@ -153,12 +153,13 @@ class GroupRow {
     setText(this.#toggle, group.group);
     this.root.dataset.group = group.group;
     setText(this.#cells.members, number(group.members.length));
-    setText(this.#cells.lag, number(group.lag));
+    setText(this.#cells.lag, group.lag_unknown > 0 ? `at least ${number(group.lag)}` : number(group.lag));
     setText(this.#cells.come, rate(come));
     setText(this.#cells.done, rate(done));
     say(this.#note, group.operated ? "" : "Its consumers take no commands from here.");
     const rows = group.partitions.map(({ topic, partition, committed, end, lag, member }) => {
-      const numbers = [partition, committed, end, lag].map((value) => el("td", { class: "number" }, number(value)));
+      const texts = [number(partition), committed === null ? "nothing yet" : number(committed), number(end), lag === null ? "not known" : number(lag)];
+      const numbers = texts.map((text) => el("td", { class: "number" }, text));
       return el("tr", {}, el("td", {}, topic), ...numbers, el("td", {}, owner(group, member)));
     });
     this.#partitions.replaceChildren(...rows);

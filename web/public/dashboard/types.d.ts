@@ -3,10 +3,10 @@
 export interface PartitionLag {
   topic: string;
   partition: number;
-  /** The next offset that the group will handle. */
-  committed: number;
+  /** The next offset that the group will handle; null: it has committed nothing yet, so its lag is not known. */
+  committed: number | null;
   end: number;
-  lag: number;
+  lag: number | null;
   /** Which member has it; null: none is seen to. */
   member: string | null;
 }
@@ -16,7 +16,10 @@ export interface Group {
   members: { member: string; client: string; host: string }[];
   /** Whether commands can be given to it. */
   operated: boolean;
+  /** Of the partitions of which it is known. */
   lag: number;
+  /** Of how many partitions it is not known. */
+  lag_unknown: number;
   partitions: PartitionLag[];
 }
 

@@ -1,6 +1,6 @@
 //! Topics: what would change, changing it, and taking them away. Groups: who is in them, and how far they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use rusqlite::{Connection, params};
@@ -10,8 +10,8 @@ use super::catalog::{Topic, TopicSettings};
 use super::cleaner::{delete_before, delete_rows};
 use super::schema::row_id;
 use crate::log::{
-    CleanupPolicy, Error, GroupDescription, NextOffset, PartitionLag, Result, Timestamps, TopicChange,
-    TopicDescription, TopicPartition, TopicPlan, TopicSpec,
+    CleanupPolicy, Error, GroupDescription, NextOffset, Result, Timestamps, TopicChange, TopicDescription,
+    TopicPartition, TopicPlan, TopicSpec,
 };
 
 impl EmbeddedLog {
@@ -107,37 +107,25 @@ impl EmbeddedLog {
             })?;
             Ok(rows.collect::<rusqlite::Result<Vec<(String, i64, i64)>>>()?)
         });
-        let mut groups: BTreeMap<String, GroupDescription> = BTreeMap::new();
-        let empty = |group: &str| GroupDescription {
-            group: group.to_owned(),
-            members: Vec::new(),
-            partitions: Vec::new(),
-        };
+        let rows = rows.await?;
         let topics = self.topics();
-        for (group, row, committed) in rows.await? {
-            let found = topics
-                .iter()
-                .flat_map(|topic| &topic.partitions)
-                .find(|partition| partition.row == row);
-            let Some(partition) = found else { continue };
-            groups
-                .entry(group.clone())
-                .or_insert_with(|| empty(&group))
-                .partitions
-                .push(PartitionLag {
-                    partition: partition.name.clone(),
-                    committed: NextOffset(committed),
-                    end: partition.end(),
-                });
+        let all = || topics.iter().flat_map(|topic| &topic.partitions);
+        let names: HashMap<_, _> = all().map(|partition| (partition.row, &partition.name)).collect();
+        let ends: HashMap<_, _> = all().map(|partition| (&partition.name, partition.end())).collect();
+        let mut groups: BTreeMap<String, (Vec<_>, Vec<_>)> = BTreeMap::new();
+        for (group, row, committed) in rows {
+            if let Some(name) = names.get(&row) {
+                let (_, offsets) = groups.entry(group).or_default();
+                offsets.push(((*name).clone(), NextOffset(committed)));
+            }
         }
         for (group, members) in self.coordinator().members() {
-            groups.entry(group.clone()).or_insert_with(|| empty(&group)).members = members;
+            groups.entry(group).or_default().0 = members;
         }
-        let mut groups: Vec<_> = groups.into_values().collect();
-        groups
-            .iter_mut()
-            .for_each(|group| group.partitions.sort_by(|a, b| a.partition.cmp(&b.partition)));
-        Ok(groups)
+        let describe = |(group, (members, offsets)): (_, (_, Vec<_>))| {
+            GroupDescription::new(group, members, &offsets, |partition| ends.get(partition).copied())
+        };
+        Ok(groups.into_iter().map(describe).collect())
     }
 
     /// Makes memory say what the file says of a topic.

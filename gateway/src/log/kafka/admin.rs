@@ -16,8 +16,8 @@ use super::error::Resource;
 use super::event::LogContext;
 use super::{KafkaLog, blocking};
 use crate::log::{
-    CleanupPolicy, Error, GroupDescription, MemberDescription, NextOffset, PartitionLag, Result, StartAt, Timestamps,
-    TopicChange, TopicDescription, TopicPartition, TopicPlan, TopicSpec,
+    CleanupPolicy, Error, GroupDescription, MemberDescription, Result, StartAt, Timestamps, TopicChange,
+    TopicDescription, TopicPartition, TopicPlan, TopicSpec,
 };
 
 const CLEANUP: &str = "cleanup.policy";
@@ -440,40 +440,32 @@ impl KafkaLog {
             .map_err(|error| attempt.error(&error))?;
         let names: Vec<_> = listed.groups().iter().map(|group| group.name()).collect();
         let committed = admin_request::group_offsets(client, &names, within).map_err(|error| attempt.error(&error))?;
+        // The list is in the words of the older protocol, in which a group of the newer one is dead.
+        let unseen = listed.groups().iter().filter(|group| group.state() == "Dead");
+        let unseen: Vec<_> = unseen.map(|group| group.name()).collect();
+        let mut members =
+            admin_request::group_members(client, &unseen, within).map_err(|error| attempt.error(&error))?;
+        for group in listed.groups() {
+            let known = members.entry(group.name().to_owned()).or_default();
+            known.extend(group.members().iter().map(described));
+        }
         // A group can have offsets of partitions that are no more.
         let topics = self.read_partition_counts()?;
         let is_there = |partition: &TopicPartition| {
             let partitions = topics.get(&*partition.topic);
             partitions.is_some_and(|partitions| partition.partition < *partitions)
         };
-        let all: BTreeSet<_> = committed
-            .values()
-            .flatten()
-            .map(|(partition, _)| partition.clone())
-            .collect();
-        let all: Vec<_> = all.into_iter().filter(is_there).collect();
+        let assigned = members.values().flatten().flat_map(|member| &member.partitions);
+        let with_offset = committed.values().flatten().map(|(partition, _)| partition);
+        let all: BTreeSet<_> = assigned.chain(with_offset).filter(|one| is_there(one)).collect();
+        let all: Vec<_> = all.into_iter().cloned().collect();
         let ends = self.read_offsets(&all, Offset::End)?;
         let ends: HashMap<_, _> = all.iter().zip(ends).collect();
-        let mut groups = Vec::new();
-        for group in listed.groups() {
-            let lag = |(partition, committed): &(TopicPartition, NextOffset)| {
-                Some(PartitionLag {
-                    partition: partition.clone(),
-                    committed: *committed,
-                    end: *ends.get(partition)?,
-                })
-            };
-            let committed = committed.get(group.name());
-            let mut partitions: Vec<_> = committed.into_iter().flatten().filter_map(lag).collect();
-            partitions.sort_by(|a, b| a.partition.cmp(&b.partition));
-            groups.push(GroupDescription {
-                group: group.name().to_owned(),
-                members: group.members().iter().map(described).collect(),
-                partitions,
-            });
-        }
-        groups.sort_by(|a, b| a.group.cmp(&b.group));
-        Ok(groups)
+        let describe = |(group, members): (String, Vec<_>)| {
+            let committed = committed.get(&group).map_or(&[][..], Vec::as_slice);
+            GroupDescription::new(group, members, committed, |partition| ends.get(partition).copied())
+        };
+        Ok(members.into_iter().map(describe).collect())
     }
 
     fn options(&self) -> AdminOptions {

@@ -1,7 +1,7 @@
-//! The administrative requests that rdkafka does not wrap: a topic's identity, the offsets of groups, the change of single topic
+//! The administrative requests that rdkafka does not wrap: a topic's identity, the offsets and members of groups, the change of single topic
 //! settings, and the offsets of many partitions at once. Each blocks its thread until it is answered or its time is over.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString};
 use std::ptr::{self, NonNull};
 use std::slice;
@@ -14,9 +14,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 
 use super::event::LogContext;
-use crate::log::{NextOffset, TopicId, TopicPartition};
+use crate::log::{MemberDescription, NextOffset, TopicId, TopicPartition};
 
-/// Groups whose offsets are asked for at a time.
+/// Groups that are asked about at a time.
 const ASKED_AT_ONCE: usize = 100;
 
 type Result<T> = std::result::Result<T, KafkaError>;
@@ -200,6 +200,95 @@ fn read_group_offsets(answer: &Answer) -> Result<(String, Vec<(TopicPartition, N
             }
         }
         Ok((name.into_owned(), offsets))
+    }
+}
+
+/// The members of groups, of whichever protocol. Nobody is in a group that is gone, or is none of consumers.
+pub(super) fn group_members(
+    client: &Client<LogContext>,
+    groups: &[&str],
+    within: Duration,
+) -> Result<BTreeMap<String, Vec<MemberDescription>>> {
+    let mut members = BTreeMap::new();
+    for some in groups.chunks(ASKED_AT_ONCE) {
+        let names: Vec<_> = some
+            .iter()
+            .map(|name| CString::new(*name))
+            .collect::<std::result::Result<_, _>>()?;
+        let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
+        let answer = request(
+            client,
+            sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS,
+            within,
+            // SAFETY: client, names, options and queue are alive during the call, which copies what it needs of an array that has as
+            // many elements as it says.
+            |options, queue| unsafe {
+                sys::rd_kafka_DescribeConsumerGroups(
+                    client.native_ptr(),
+                    pointers.as_mut_ptr(),
+                    pointers.len(),
+                    options,
+                    queue,
+                );
+            },
+        )?;
+        read_group_members(&answer, &mut members)?;
+    }
+    Ok(members)
+}
+
+fn read_group_members(answer: &Answer, members: &mut BTreeMap<String, Vec<MemberDescription>>) -> Result<()> {
+    // SAFETY: the answer is alive until the end of this function, and everything read from it lives as long. A result of another type is
+    // null. The array has `count` elements and each group `member_count` members; names, ids and hosts are C strings.
+    unsafe {
+        let result = sys::rd_kafka_event_DescribeConsumerGroups_result(answer.0.as_ptr());
+        if result.is_null() {
+            return Err(KafkaError::AdminOp(RDKafkaErrorCode::InvalidType));
+        }
+        let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
+        let mut count = 0;
+        let groups = sys::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
+        for i in 0..count {
+            let group = *groups.add(i);
+            // One that cannot be described has no members in its description.
+            let described = (0..sys::rd_kafka_ConsumerGroupDescription_member_count(group)).map(|j| {
+                let member = sys::rd_kafka_ConsumerGroupDescription_member(group, j);
+                let assignment = sys::rd_kafka_MemberDescription_assignment(member);
+                let mut partitions = read_partitions(sys::rd_kafka_MemberAssignment_partitions(assignment));
+                partitions.sort();
+                MemberDescription {
+                    member: text(sys::rd_kafka_MemberDescription_consumer_id(member)),
+                    client: text(sys::rd_kafka_MemberDescription_client_id(member)),
+                    host: text(sys::rd_kafka_MemberDescription_host(member))
+                        .trim_start_matches('/')
+                        .to_owned(),
+                    partitions,
+                }
+            });
+            let name = text(sys::rd_kafka_ConsumerGroupDescription_group_id(group));
+            members.insert(name, described.collect());
+        }
+    }
+    Ok(())
+}
+
+/// The partitions of a list.
+///
+/// # Safety
+/// The list is null, or alive.
+unsafe fn read_partitions(list: *const sys::rd_kafka_topic_partition_list_t) -> Vec<TopicPartition> {
+    // SAFETY: it is alive, has `cnt` elements, and each has a topic that is a C string.
+    unsafe {
+        if list.is_null() || (*list).cnt <= 0 {
+            return Vec::new();
+        }
+        slice::from_raw_parts((*list).elems, (*list).cnt as usize)
+            .iter()
+            .map(|element| {
+                let topic = CStr::from_ptr(element.topic).to_string_lossy();
+                TopicPartition::new(&*topic, element.partition)
+            })
+            .collect()
     }
 }
 

@@ -38,7 +38,10 @@ struct Group<'a> {
     members: Vec<Member<'a>>,
     /// Whether commands can be given to it.
     operated: bool,
+    /// Of the partitions of which it is known.
     lag: i64,
+    /// How many partitions that have records are a member's and have nothing committed.
+    lag_unknown: usize,
     partitions: Vec<Lag<'a>>,
 }
 
@@ -55,9 +58,10 @@ struct Lag<'a> {
     partition: i32,
     /// Which member has it, if one is seen to.
     member: Option<&'a str>,
-    committed: i64,
+    /// Nothing yet: neither it nor the lag is known.
+    committed: Option<i64>,
     end: i64,
-    lag: i64,
+    lag: Option<i64>,
 }
 
 impl<'a> Member<'a> {
@@ -89,16 +93,17 @@ impl<'a> Group<'a> {
             member: owners.get(&lag.partition).copied(),
             topic: &lag.partition.topic,
             partition: lag.partition.partition,
-            committed: lag.committed.0,
+            committed: lag.committed.map(|committed| committed.0),
             end: lag.end,
-            lag: (lag.end - lag.committed.0).max(0),
+            lag: lag.lag(),
         };
         let partitions: Vec<_> = group.partitions.iter().chain(also).map(lag).collect();
         Self {
             group: &group.group,
             members: group.members.iter().map(Member::new).collect(),
             operated,
-            lag: partitions.iter().map(|partition| partition.lag).sum(),
+            lag: partitions.iter().filter_map(|partition| partition.lag).sum(),
+            lag_unknown: partitions.iter().filter(|partition| partition.lag.is_none()).count(),
             partitions,
         }
     }

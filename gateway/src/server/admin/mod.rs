@@ -101,10 +101,7 @@ impl Groups {
 
 impl Operated {
     fn new(own: GroupDescription) -> Self {
-        // Before the first commit only the members say what they consume.
-        let committed = own.partitions.iter().map(|lag| &lag.partition);
-        let assigned = own.members.iter().flat_map(|member| &member.partitions);
-        let topics = committed.chain(assigned).map(|partition| partition.topic.to_string());
+        let topics = own.partitions.iter().map(|lag| lag.partition.topic.to_string());
         Self {
             group: own.group.clone(),
             sources: topics.collect(),

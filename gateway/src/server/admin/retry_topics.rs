@@ -10,7 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 
 use super::{Groups, READ_AT_ONCE};
-use crate::log::{Log, StartAt, TopicPartition};
+use crate::log::{Log, PartitionLag, StartAt, TopicPartition};
 use crate::patterns::retry::{delay_of_topic, is_clock_record};
 use crate::server::{App, Error};
 
@@ -26,11 +26,12 @@ async fn retry_topics(State(app): State<App>) -> Result<Json<Value>, Error> {
     let there: HashSet<_> = partitions.iter().collect();
     app.admin.first_waiting_ms.retain(|partition| there.contains(partition));
     let starts = app.log.offsets(&partitions, StartAt::Start).await?;
-    let first_waiting_ms: HashMap<_, _> = stream::iter(lags.into_iter().zip(starts))
-        .map(|(lag, start)| {
-            let app = &app;
+    let starts: HashMap<_, _> = partitions.iter().cloned().zip(starts).collect();
+    let first_waiting_ms: HashMap<_, _> = stream::iter(lags)
+        .map(|lag| {
+            let (app, start) = (&app, starts[&lag.partition]);
             async move {
-                let from = lag.committed.0.max(start);
+                let from = waits_from(&lag, start);
                 let first = first_waiting_ms(&app.log, &lag.partition, from..lag.end);
                 let known = &app.admin.first_waiting_ms;
                 let first = known.get(lag.partition.clone(), vec![from, lag.end], first).await?;
@@ -57,7 +58,10 @@ async fn retry_topics(State(app): State<App>) -> Result<Json<Value>, Error> {
                 continue;
             };
             let delay_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
-            let waiting: i64 = lags.iter().map(|lag| (lag.end - lag.committed.0).max(0)).sum();
+            let waiting: i64 = lags
+                .iter()
+                .map(|lag| (lag.end - waits_from(lag, starts[&lag.partition])).max(0))
+                .sum();
             let first_ms = lags.iter().filter_map(|lag| first_waiting_ms[&lag.partition]).min();
             topics.push(json!({
                 "topic": topic, "group": group.group, "source": source, "delay_ms": delay_ms,
@@ -66,6 +70,11 @@ async fn retry_topics(State(app): State<App>) -> Result<Json<Value>, Error> {
         }
     }
     Ok(Json(json!({ "topics": topics })))
+}
+
+/// Where what waits on a partition of a retry topic begins: its group has begun at the start.
+fn waits_from(lag: &PartitionLag, start: i64) -> i64 {
+    lag.committed.map_or(start, |committed| committed.0.max(start))
 }
 
 /// When the first record of these offsets was written; `None`: there is none.
