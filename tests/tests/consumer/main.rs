@@ -6,5 +6,6 @@ mod dead_letters;
 mod failures;
 mod operators;
 mod order;
+mod processor;
 mod rebalance;
 mod support;

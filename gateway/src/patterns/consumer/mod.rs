@@ -72,8 +72,7 @@ pub enum DeliveryGuarantee {
     AtLeastOnce,
     /// What handlers send, what is retried or given up, and the offset are one transaction: readers of committed records see each
     /// once, however often the handler was called. It holds from log to log; an effect elsewhere needs a key that makes it
-    /// idempotent.
-    #[doc(alias = "Processor")]
+    /// idempotent. A plain function from a record to others is a [`super::processor::Processor`].
     ExactlyOnce,
 }
 
