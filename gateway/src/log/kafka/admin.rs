@@ -266,7 +266,10 @@ impl KafkaLog {
                     RDKafkaErrorCode::LeaderNotAvailable
                         | RDKafkaErrorCode::NotLeaderForPartition
                         | RDKafkaErrorCode::OffsetNotAvailable
+                        | RDKafkaErrorCode::FencedLeaderEpoch
+                        | RDKafkaErrorCode::UnknownLeaderEpoch
                         | RDKafkaErrorCode::BrokerTransportFailure
+                        | RDKafkaErrorCode::DestroyBroker
                         | RDKafkaErrorCode::OperationTimedOut
                 )
             );

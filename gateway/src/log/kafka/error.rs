@@ -105,8 +105,25 @@ impl Attempt<'_> {
                     after_ms: self.within.as_millis().try_into().unwrap_or(u64::MAX),
                 }
             }
-            Code::DestroyBroker => Error::Closed,
+            // Not `DestroyBroker`: that is a broker that has left the cluster while the client goes on.
+            Code::BrokerDestroy => Error::Closed,
             _ => Error::Unavailable(format!("{} {}: {code}", self.operation, self.resource)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_has_left_the_cluster_is_not_the_end_of_the_client() {
+        let attempt = Attempt {
+            operation: "describe",
+            resource: Resource::Cluster,
+            within: Duration::ZERO,
+        };
+        assert!(attempt.code(Code::DestroyBroker).is_retriable());
+        assert!(matches!(attempt.code(Code::BrokerDestroy), Error::Closed));
     }
 }
