@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::log;
+use crate::log::{self, StartAt, TopicPartition};
 
 /// A pattern could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,16 @@ pub enum Error {
         /// How long it was waited for.
         after_ms: u64,
     },
+    /// What is to be replayed is not all there: retention, or somebody, has deleted its beginning.
+    #[error("{} of {partition} is wanted, and only what stands from offset {first_kept} on is kept", place(.wanted))]
+    Truncated {
+        /// The partition.
+        partition: TopicPartition,
+        /// From where on it is wanted.
+        wanted: StartAt,
+        /// The first offset that is kept.
+        first_kept: i64,
+    },
     /// A value cannot be written as JSON, such as a map whose keys are not text.
     #[error("cannot be written as JSON: {0}")]
     Encode(#[from] serde_json::Error),
@@ -69,5 +79,14 @@ impl Error {
     /// Whether the same call may succeed later with nothing changed.
     pub fn is_retriable(&self) -> bool {
         matches!(self, Self::Log(error) if error.is_retriable())
+    }
+}
+
+fn place(at: &StartAt) -> String {
+    match at {
+        StartAt::Start => "the start".to_owned(),
+        StartAt::End => "the end".to_owned(),
+        StartAt::Offset(offset) => format!("offset {offset}"),
+        StartAt::TimeMs(time_ms) => format!("what is not before {time_ms} ms since the Unix epoch"),
     }
 }

@@ -298,7 +298,8 @@ fn is_undone(error: &Error) -> bool {
         | Error::RetentionTooShort { .. }
         | Error::NoAnswer { .. }
         | Error::WritersTimes(_)
-        | Error::Setting { .. } => false,
+        | Error::Setting { .. }
+        | Error::Truncated { .. } => false,
     }
 }
 
