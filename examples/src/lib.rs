@@ -6,12 +6,15 @@
 //! | [`subscriptions`] | schedule and forget: retries until a payment provider is back | `cargo run --bin subscriptions` |
 //! | [`checkout`] | exactly once in transactions, while the stage is killed | `cargo run --bin checkout` |
 //! | [`orders`] | services in groups of their own, one in trouble, one that joins late | `cargo run --bin orders` |
+//! | [`inventory`] | state as a fold of the log, now and at any time before | `cargo run --bin inventory` |
 //!
-//! On the embedded log each run of the last three has a temporary folder, unless `--data-dir` names one; with `KAFKA_BROKERS` it
-//! has topics of its own on Kafka, which it deletes at the end.
+//! On the embedded log each run of those from [`subscriptions`] on has a temporary folder, unless `--data-dir` names one; with
+//! `KAFKA_BROKERS` it has topics of its own on Kafka, which it deletes at the end. [`inventory`] leaves what has happened on a log that
+//! is named.
 
 pub mod checkout;
 pub mod contacts;
+pub mod inventory;
 pub mod orders;
 pub mod scene;
 pub mod subscriptions;

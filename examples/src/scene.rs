@@ -24,6 +24,8 @@ pub struct Scene {
     pub log: Log,
     /// Behind every name on a log that others use too; empty on one that is this run's alone.
     suffix: String,
+    /// Whether what the run makes stays, for the next one.
+    is_kept: bool,
     topics: Mutex<Vec<String>>,
     /// Deleted when the run is over.
     _folder: Option<TempDir>,
@@ -50,9 +52,25 @@ impl Scene {
                 true => String::new(),
                 false => format!("-{:08x}", rand::random::<u32>()),
             },
+            is_kept: false,
             topics: Mutex::default(),
             _folder: folder,
         })
+    }
+
+    /// Like [`Scene::open`], but what is made on a log that outlives the run is kept, under names that the next run has too.
+    ///
+    /// # Errors
+    /// Those of [`Scene::open`].
+    pub async fn open_kept(config: &mut Config) -> Result<Self, Failure> {
+        let mut scene = Self::open(config).await?;
+        scene.is_kept = !std::mem::take(&mut scene.suffix).is_empty();
+        Ok(scene)
+    }
+
+    /// Whether what the run makes stays.
+    pub fn is_kept(&self) -> bool {
+        self.is_kept
     }
 
     /// The name of a topic or group of this run.
@@ -67,6 +85,9 @@ impl Scene {
     pub async fn make(&self, topics: &[TopicSpec]) -> Result<(), Failure> {
         let plan = self.log.plan_topics(topics).await?;
         self.log.apply_topics(&plan).await?;
+        if self.is_kept {
+            return Ok(());
+        }
         let names = topics.iter().map(|topic| topic.name.clone());
         self.topics.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
         Ok(())
@@ -117,7 +138,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Deletes the topics of this run and closes the log.
+    /// Deletes the topics of this run, unless they are kept, and closes the log.
     pub async fn close(self) {
         let topics = self.topics.into_inner().unwrap_or_else(PoisonError::into_inner);
         for topic in topics.iter().collect::<HashSet<_>>() {

@@ -1,5 +1,6 @@
 //! The examples as they are run, on both logs; what they promise is read from the log.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use barnabas::log::Record;
@@ -7,7 +8,7 @@ use barnabas::patterns::dead_letter::{dead_letter_topic, header};
 use barnabas::server::Config;
 use barnabas_examples::scene::{Scene, key};
 use barnabas_examples::subscriptions::{self, Pace, Renewal};
-use barnabas_examples::{checkout, orders};
+use barnabas_examples::{checkout, inventory, orders};
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
 use tokio::time::timeout;
@@ -17,6 +18,7 @@ on_both_logs!(
     every_subscription_is_paid_by_way_of_retry_topics,
     every_payment_is_checked_out_exactly_once_though_the_stage_is_killed,
     every_service_has_every_order_though_one_is_blocked_and_one_comes_late,
+    the_stock_at_any_time_is_the_fold_of_what_had_happened,
 );
 
 /// Within it a story must be over.
@@ -144,5 +146,42 @@ async fn every_service_has_every_order_though_one_is_blocked_and_one_comes_late(
         );
     }
     assert_eq!(read(&scene, &scene.name("outcomes")).await.len(), 4 * 55);
+    scene.close().await;
+}
+
+async fn the_stock_at_any_time_is_the_fold_of_what_had_happened(engine: Engine) {
+    let scene = scene(engine).await;
+    let ended = timeout(DEADLINE, inventory::run(&scene)).await;
+    let report = ended.expect("in time").expect("a good end");
+    assert_eq!(report.contradictions(), Vec::<String>::new());
+    assert_eq!(report.outcomes.rejected, 3);
+    let events = read(&scene, &scene.name("inventory.events")).await;
+    assert_eq!(events.len(), report.commands.len());
+    // A fold of its own, of what stands on the log: on hand at noon and now, by title.
+    let on_hand = |before_ms: i64| {
+        let mut on_hand: BTreeMap<String, i64> = BTreeMap::new();
+        for record in events.iter().filter(|record| record.timestamp_ms < before_ms) {
+            let event: serde_json::Value =
+                serde_json::from_slice(record.value.as_deref().expect("a value")).expect("JSON");
+            let sign = match header_of(record, "ce_type") {
+                "stock.received" | "stock.adjusted" => 1,
+                "stock.shipped" => -1,
+                "stock.reserved" | "stock.rejected" => 0,
+                other => panic!("{other}"),
+            };
+            *on_hand.entry(key(record)).or_default() += sign * event["copies"].as_i64().expect("a number");
+        }
+        on_hand
+    };
+    let told = |stock: &inventory::stock::Stock| -> BTreeMap<String, i64> {
+        stock
+            .0
+            .iter()
+            .map(|(title, copies)| (title.clone(), copies.on_hand))
+            .collect()
+    };
+    assert_eq!(told(&report.at_noon), on_hand(report.noon_ms));
+    assert_eq!(told(&report.now), on_hand(i64::MAX));
+    assert_ne!(report.at_noon, report.now);
     scene.close().await;
 }

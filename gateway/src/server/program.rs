@@ -61,14 +61,34 @@ impl Program {
             .partition(|argument| switches.iter().any(|switch| argument == switch));
         let is_given = |switch: &&str| own.iter().any(|argument| argument == *switch);
         let given = switches.iter().copied().filter(is_given).collect();
-        let load = |arguments| {
-            let mut config = Config::load(arguments)?;
-            if config.logging.filter == LoggingConfig::default().filter {
-                config.logging.filter = "error".to_owned();
-            }
-            Ok(config)
-        };
-        self.start(load, arguments, |config, stopping| main(config, given, stopping))
+        self.start(load_quietly, arguments, |config, stopping| {
+            main(config, given, stopping)
+        })
+    }
+
+    /// Like [`Program::run`], for an example as [`Program::run_example`] has it, with one `command` that takes a value, such as
+    /// `at TIME`, wherever it stands: `main` gets the value.
+    pub fn run_example_command<F>(
+        self,
+        command: &'static str,
+        main: impl FnOnce(Config, Option<String>, CancellationToken) -> F,
+    ) -> ExitCode
+    where
+        F: Future<Output = Result<(), Failure>>,
+    {
+        let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
+        let place = arguments.iter().position(|argument| argument == command);
+        let own: Option<Vec<_>> = place.map(|place| arguments.drain(place..arguments.len().min(place + 2)).collect());
+        let value = own.map(|own| match own.get(1) {
+            Some(value) => Ok(value.to_string_lossy().into_owned()),
+            None => Err(ConfigError {
+                setting: command.to_owned(),
+                reason: "a value is missing behind it".to_owned(),
+            }),
+        });
+        self.start(load_quietly, arguments, |config, stopping| async move {
+            main(config, value.transpose()?, stopping).await
+        })
     }
 
     fn start<F>(
@@ -116,6 +136,15 @@ impl Program {
             }
         }
     }
+}
+
+/// The settings of an example: unless a filter is set it logs errors only.
+fn load_quietly(arguments: Vec<OsString>) -> Result<Config, ConfigError> {
+    let mut config = Config::load(arguments)?;
+    if config.logging.filter == LoggingConfig::default().filter {
+        config.logging.filter = "error".to_owned();
+    }
+    Ok(config)
 }
 
 fn start_logging(config: &Config) -> Result<(), ConfigError> {
