@@ -6,11 +6,11 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::ops::Range;
+use std::ops::{Range, RangeBounds as _};
 
 use bytes::Bytes;
 
-use super::{Progress, Replayed};
+use super::{Progress, Replayed, Times};
 use crate::log::{Batch, Reader, Record, Result, StartAt, TopicPartition};
 
 /// Bytes of a partition that wait to be merged before it rests.
@@ -99,7 +99,7 @@ impl Merged {
     }
 
     /// The next record with a timestamp in `times`; `None` when all parts have been read. Cancel safe.
-    pub(super) async fn next(&mut self, times: &Range<i64>, progress: &Progress) -> Result<Option<Replayed>> {
+    pub(super) async fn next(&mut self, times: &Times, progress: &Progress) -> Result<Option<Replayed>> {
         loop {
             if self.is_short {
                 self.fill(times, progress).await?;
@@ -137,7 +137,7 @@ impl Merged {
     }
 
     /// Reads until each open part has a next record or is read to its end.
-    async fn fill(&mut self, times: &Range<i64>, progress: &Progress) -> Result<()> {
+    async fn fill(&mut self, times: &Times, progress: &Progress) -> Result<()> {
         loop {
             for index in self.open.clone() {
                 if self.parts[index].is_to_be_assigned() {
@@ -178,7 +178,7 @@ impl Merged {
     }
 
     /// Takes what is wanted of a batch; the part, when it is not to be read on for now.
-    fn add(&mut self, batch: Batch, times: &Range<i64>, progress: &Progress) -> Option<usize> {
+    fn add(&mut self, batch: Batch, times: &Times, progress: &Progress) -> Option<usize> {
         let number = batch.partition.partition;
         let index = self.parts.iter().position(|part| part.partition() == number)?;
         let part = &mut self.parts[index];

@@ -135,7 +135,10 @@ impl Replay {
             log: log.clone(),
             offsets,
             progress,
-            times: self.from_ms.unwrap_or(i64::MIN)..self.before_ms.unwrap_or(i64::MAX),
+            times: (
+                self.from_ms.map_or(Bound::Unbounded, Bound::Included),
+                self.before_ms.map_or(Bound::Unbounded, Bound::Excluded),
+            ),
             allow_truncated: self.allow_truncated,
         })
     }
@@ -199,6 +202,9 @@ impl Replay {
     }
 }
 
+/// Between which timestamps.
+type Times = (Bound<i64>, Bound<i64>);
+
 /// A replay under way. Dropped, it ends.
 #[derive(Debug)]
 pub struct Replaying {
@@ -206,7 +212,7 @@ pub struct Replaying {
     log: Log,
     offsets: BTreeMap<i32, Range<i64>>,
     progress: Progress,
-    times: Range<i64>,
+    times: Times,
     allow_truncated: bool,
 }
 
