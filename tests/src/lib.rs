@@ -13,6 +13,7 @@ pub mod process;
 pub mod proxy;
 pub mod raw;
 pub mod site;
+pub mod store;
 pub mod subscriber;
 pub mod world;
 

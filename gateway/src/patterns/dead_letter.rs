@@ -76,8 +76,11 @@ pub mod header {
     pub(in crate::patterns) const ORIGIN: [&str; 4] = [ORIGIN_TOPIC, ORIGIN_PARTITION, ORIGIN_OFFSET, ORIGIN_TIMESTAMP];
 }
 
+/// How long dead letters are kept.
+pub(super) const KEEP_DEAD_LETTERS: Duration = Duration::from_secs(28 * 24 * 60 * 60);
+
 /// What the headers of a hop may add to a record; the topics take so much more than the one that they belong to.
-const HEADER_ROOM: usize = 16 * 1024;
+pub(super) const HEADER_ROOM: usize = 16 * 1024;
 
 /// The topic of `group`'s dead letters from `topic`.
 pub fn dead_letter_topic(topic: &str, group: &str) -> String {

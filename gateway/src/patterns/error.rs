@@ -70,6 +70,15 @@ pub enum Error {
         /// The first offset that is kept.
         first_kept: i64,
     },
+    /// A value on the log is not of the type that was asked for.
+    #[error("the value of key {key} cannot be read: {cause}")]
+    Decode {
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        cause: serde_json::Error,
+    },
     /// A value cannot be written as JSON, such as a map whose keys are not text.
     #[error("cannot be written as JSON: {0}")]
     Encode(#[from] serde_json::Error),

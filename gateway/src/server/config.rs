@@ -14,7 +14,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::log::{self, CleanupPolicy, Log, TopicSpec};
+#[cfg(doc)]
+use crate::log::ProducerSettings;
+use crate::log::{self, Log, TopicSpec};
+use crate::patterns::atomic_store;
 
 /// The file that is read when it exists and no other is named.
 const DEFAULT_FILE: &str = "barnabas.toml";
@@ -153,18 +156,18 @@ impl TopicsConfig {
 
     /// The gateway's own topics as they should be, except for [`TopicsConfig::idempotency`].
     pub fn specs(&self) -> Vec<TopicSpec> {
-        let spec = |name, cleanup| TopicSpec {
+        let notifications = TopicSpec {
             fixed_partitions: true,
-            replication: self.replication,
-            cleanup,
             retention: Some(self.retention),
-            ..TopicSpec::new(name, self.partitions)
+            ..TopicSpec::new(self.notifications(), self.partitions)
         };
-        vec![
-            spec(self.notifications(), CleanupPolicy::Delete),
-            spec(self.job_commands(), CleanupPolicy::Delete),
-            spec(self.jobs(), CleanupPolicy::CompactDelete),
-        ]
+        let of_jobs = atomic_store::topics(&self.jobs(), self.partitions, self.retention);
+        let mut specs = vec![notifications];
+        specs.extend(of_jobs);
+        for spec in &mut specs {
+            spec.replication = self.replication;
+        }
+        specs
     }
 }
 

@@ -4,6 +4,7 @@
 //! submit(key, command) ══ {store}.commands ══▶ the partition's owner: apply, derive
 //!                                                 │ one transaction: states + derived events + consumed offset
 //!                                                 ├══ {store} (compacted; the same partition) ══▶ projections, the next owner
+//!                                                 ├══ {store}.commands.{store}.dlt: commands that cannot be read
 //!                                                 └══ whatever topics the events name
 //! ```
 //!
@@ -11,9 +12,8 @@
 //! in between (a transaction that aborts, is fenced, or whose outcome is not known) is undone or restored from the log before
 //! the next command is applied.
 //!
-//! A command that cannot be read (no key, not JSON, not of the aggregate's type) is passed over with a warning that names its
-//! place in the log: it must not hold up the commands of others. It stays on the commands topic until retention; there is no
-//! dead-letter topic for it yet.
+//! A command that cannot be read (no key, not JSON, not of the aggregate's type) becomes a dead letter with the headers of all of
+//! them ([`super::dead_letter::header`]), in the transaction that consumes it: it must not hold up the commands of others.
 //!
 //! A state or an event that its topic refuses, such as one that is too large, holds up its partition, loudly, for there is
 //! nobody else to write it: an aggregate must bound its state.
@@ -26,14 +26,18 @@ mod owner;
 mod partition;
 mod states;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use self::states::Bounds;
+use super::dead_letter::{HEADER_ROOM, KEEP_DEAD_LETTERS, dead_letter_topic};
+use super::scan::Scan;
 use super::{Error, millis};
 use crate::log::{Appended, CleanupPolicy, Log, Producer, ProducerRecord, TopicSpec};
 
@@ -106,7 +110,7 @@ impl<A: Aggregate> AtomicStore<A> {
     /// before that, it stops as a killed process does: what is open is undone by the next owner.
     ///
     /// # Errors
-    /// [`Error::PartitionCounts`] when the two topics differ; [`Error::Log`] when they do not exist, when the group cannot be
+    /// [`Error::PartitionCounts`] when the store's topics differ; [`Error::Log`] when they do not exist, when the group cannot be
     /// joined, or when the log has ended. Troubles of a transaction are not errors: they are undone and tried again.
     pub async fn run(
         log: Log,
@@ -116,13 +120,16 @@ impl<A: Aggregate> AtomicStore<A> {
     ) -> Result<(), Error> {
         let commands = log.describe_topic(&commands_topic(&settings.store)).await?;
         let states = log.describe_topic(&settings.store).await?;
-        if commands.partitions != states.partitions {
-            return Err(Error::PartitionCounts {
-                left: commands.name,
-                left_partitions: commands.partitions,
-                right: states.name,
-                right_partitions: states.partitions,
-            });
+        let dead_letters = log.describe_topic(&dead_letters_topic(&settings.store)).await?;
+        for other in [&states, &dead_letters] {
+            if commands.partitions != other.partitions {
+                return Err(Error::PartitionCounts {
+                    left: commands.name,
+                    left_partitions: commands.partitions,
+                    right: other.name.clone(),
+                    right_partitions: other.partitions,
+                });
+            }
         }
         let retention_ms = match states.cleanup {
             CleanupPolicy::Compact => None,
@@ -143,24 +150,59 @@ impl<A: Aggregate> AtomicStore<A> {
     }
 }
 
-/// The topics of a store: commands, kept for `retention`, and states, the last of each key kept for `retention`. The partition
-/// count is fixed: another one would part keys from their states.
-pub fn topics(store: &str, partitions: i32, retention: Duration) -> [TopicSpec; 2] {
+/// The topics of a store: commands, kept for `retention`; states, the last of each key kept for `retention`; and dead letters, kept
+/// for four weeks. The partition count is fixed: another one would part keys from their states.
+pub fn topics(store: &str, partitions: i32, retention: Duration) -> [TopicSpec; 3] {
     let topic = |name, cleanup| TopicSpec {
         fixed_partitions: true,
         cleanup,
         retention: Some(retention),
         ..TopicSpec::new(name, partitions)
     };
-    [
-        topic(commands_topic(store), CleanupPolicy::Delete),
-        topic(store.to_owned(), CleanupPolicy::CompactDelete),
-    ]
+    let commands = topic(commands_topic(store), CleanupPolicy::Delete);
+    let states = topic(store.to_owned(), CleanupPolicy::CompactDelete);
+    let dead_letters = TopicSpec {
+        retention: Some(KEEP_DEAD_LETTERS),
+        max_message_bytes: commands.max_message_bytes + HEADER_ROOM,
+        ..topic(dead_letters_topic(store), CleanupPolicy::Delete)
+    };
+    [commands, states, dead_letters]
 }
 
 /// The topic on which commands for a store are submitted.
 pub fn commands_topic(store: &str) -> String {
     format!("{store}.commands")
+}
+
+/// The topic of a store's commands that could not be read. Their partitions are those of the commands.
+pub fn dead_letters_topic(store: &str) -> String {
+    dead_letter_topic(&commands_topic(store), store)
+}
+
+/// The states of all keys as the log has them now, for any process. It reads the whole state topic; who wants to follow it reads the
+/// topic itself.
+///
+/// # Errors
+/// [`Error::Log`] when the topic cannot be read, [`Error::Decode`] when a state is not of type `S`.
+pub async fn states<S: DeserializeOwned>(log: &Log, store: &str) -> Result<BTreeMap<String, S>, Error> {
+    let mut states = BTreeMap::new();
+    let mut scan = Scan::new(log, store).await?;
+    while let Some(batch) = scan.next().await? {
+        for record in batch.records {
+            let Some(key) = record.key.and_then(|key| String::from_utf8(key.to_vec()).ok()) else {
+                continue;
+            };
+            match record.value {
+                Some(value) => states.insert(key, value),
+                None => states.remove(&key),
+            };
+        }
+    }
+    let decode = |(key, value): (String, Bytes)| match serde_json::from_slice(&value) {
+        Ok(state) => Ok((key, state)),
+        Err(cause) => Err(Error::Decode { key, cause }),
+    };
+    states.into_iter().map(decode).collect()
 }
 
 /// The record that submits a command, for producers that write it in a transaction of their own.

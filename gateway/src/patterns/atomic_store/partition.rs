@@ -14,6 +14,8 @@ use super::{Aggregate, AtomicStore, Error};
 use crate::log::{
     self, CommittedOffset, GroupMetadata, NextOffset, Record, StartAt, TopicPartition, TransactionalProducer,
 };
+use crate::patterns::consumer::FailureKind;
+use crate::patterns::hop::{Hop, Why};
 use crate::patterns::now_ms;
 
 /// The shortest and the longest rest after a failure; it doubles from one to the other.
@@ -189,7 +191,7 @@ impl<'a, A: Aggregate> Partition<'a, A> {
         // taken its transactional id back from its successor.
         let has_offsets = commands > 0 || !records.is_empty();
         let mut transaction = self.producer.begin();
-        for record in records {
+        for record in records.into_iter().chain(window.take_dead_letters()) {
             transaction.send(record).await?;
         }
         if has_offsets {
@@ -230,10 +232,20 @@ impl<'a, A: Aggregate> Partition<'a, A> {
     fn apply(&self, window: &mut Window<A::State>, record: &Record) {
         match decode::<A::Command>(record) {
             Ok((key, command)) => self.states.apply(window, key, command),
-            Err(reason) => tracing::warn!(
-                topic = %self.link.partition.topic, partition = self.link.partition.partition, offset = record.offset,
-                reason, "passing over a command that cannot be read"
-            ),
+            Err(reason) => {
+                tracing::warn!(
+                    topic = %self.link.partition.topic, partition = self.link.partition.partition, offset = record.offset,
+                    reason, "a command that cannot be read is kept as a dead letter"
+                );
+                let why = Why {
+                    group: &self.store.settings.store,
+                    attempts: 1,
+                    kind: FailureKind::NonRetriable.as_str(),
+                    message: &reason,
+                };
+                let dead_letters = Hop::to_dead_letters(&self.link.partition.topic, why.group);
+                window.bury(dead_letters.record(&self.link.partition, record, true, &why));
+            }
         }
     }
 
@@ -294,6 +306,7 @@ fn is_undone(error: &Error) -> bool {
         ),
         Error::Encode(_) => true,
         Error::PartitionCounts { .. }
+        | Error::Decode { .. }
         | Error::MissingTopics(_)
         | Error::RetentionTooShort { .. }
         | Error::NoAnswer { .. }

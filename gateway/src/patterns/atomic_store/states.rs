@@ -42,6 +42,8 @@ struct Kept<S> {
 pub(super) struct Window<S> {
     /// In key order, so that the same window always gives the same transaction.
     touched: BTreeMap<Arc<str>, Touched<S>>,
+    /// Commands that could not be read, as they are kept.
+    dead_letters: Vec<ProducerRecord>,
 }
 
 struct Touched<S> {
@@ -54,7 +56,18 @@ impl<S> Window<S> {
     pub(super) fn new() -> Self {
         Self {
             touched: BTreeMap::new(),
+            dead_letters: Vec::new(),
         }
+    }
+
+    /// Keeps a command that cannot be read.
+    pub(super) fn bury(&mut self, dead_letter: ProducerRecord) {
+        self.dead_letters.push(dead_letter);
+    }
+
+    /// What [`Window::bury`] was given.
+    pub(super) fn take_dead_letters(&mut self) -> Vec<ProducerRecord> {
+        std::mem::take(&mut self.dead_letters)
     }
 }
 

@@ -40,15 +40,13 @@ pub use registry::{EventHandler, Registry};
 
 use self::handler::{AnyHandler, Batches, Each};
 use self::subscription::Subscription;
+use super::dead_letter::KEEP_DEAD_LETTERS;
 use super::retry::RetryPolicy;
 use super::{Error, control, dead_letter};
 use crate::log::{GroupProtocol, Log, StartAt, TopicSpec};
 
 /// Records that go to a worker in one piece at most: it ends earlier when they take long.
 const RUN_RECORDS: usize = 4000;
-
-/// How long dead letters are kept.
-const KEEP_DEAD_LETTERS: Duration = Duration::from_secs(28 * 24 * 60 * 60);
 
 /// What is kept in order. Within it one record is handled after the other; across it up to the size of the pool at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

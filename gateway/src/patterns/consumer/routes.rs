@@ -4,14 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::log::{
-    self, CleanupPolicy, Headers, Log, ProducerRecord, Record, Timestamps, TopicDescription, TopicPartition,
-};
-use crate::patterns::dead_letter::{dead_letter_topic, header, marks_topic, redrive_topic};
+use crate::log::{self, CleanupPolicy, Log, Timestamps, TopicDescription};
+use crate::patterns::dead_letter::{marks_topic, redrive_topic};
+use crate::patterns::hop::Hop;
 use crate::patterns::retry::{BackOff, RetryPolicy};
-use crate::patterns::{Error, control, now_ms};
-
-const MAX_MESSAGE_BYTES: usize = 1024;
+use crate::patterns::{Error, control};
 
 /// What a consumer consumes, and what becomes of failures there.
 #[derive(Debug)]
@@ -34,14 +31,6 @@ pub(super) struct Route {
     next: Hop,
     /// Where a hopeless one goes.
     dead: Hop,
-}
-
-/// A way to another topic.
-#[derive(Clone, Debug)]
-pub(super) struct Hop {
-    topic: Arc<str>,
-    /// How long the record waits there; `None`: it is a dead letter.
-    delay: Option<Duration>,
 }
 
 impl Routes {
@@ -192,10 +181,7 @@ fn check_timestamps(topic: &TopicDescription) -> Result<(), Error> {
 
 /// `topic` and the topics beside it, those that are consumed with their routes.
 fn of_topic(topic: &str, group: &str, retry: &RetryPolicy) -> Vec<(String, Option<Route>)> {
-    let dead = Hop {
-        topic: dead_letter_topic(topic, group).into(),
-        delay: None,
-    };
+    let dead = Hop::to_dead_letters(topic, group);
     let hops: Vec<Hop> = retry.topics().map_or_else(Vec::new, |retry| {
         let names = retry.names(topic, group).into_iter();
         let hop = |(name, delay): (String, &Duration)| Hop {
@@ -255,65 +241,6 @@ impl Route {
     }
 }
 
-impl Hop {
-    pub(super) fn topic(&self) -> &str {
-        &self.topic
-    }
-
-    /// The record as it goes: key, value and headers are kept, and so is the number of the partition.
-    pub(super) fn record(
-        &self,
-        from: &TopicPartition,
-        record: &Record,
-        from_source: bool,
-        why: &Why<'_>,
-    ) -> ProducerRecord {
-        let mut headers = Headers::new();
-        for (name, value) in record.headers.iter() {
-            let is_origin = header::ORIGIN.contains(&name);
-            if !header::ALL.contains(&name) || is_origin && !from_source {
-                headers.push(name, value.clone());
-            }
-        }
-        if from_source {
-            headers.push(header::ORIGIN_TOPIC, from.topic.to_string());
-            headers.push(header::ORIGIN_PARTITION, from.partition.to_string());
-            headers.push(header::ORIGIN_OFFSET, record.offset.to_string());
-            headers.push(header::ORIGIN_TIMESTAMP, record.timestamp_ms.to_string());
-        }
-        headers.push(header::GROUP, why.group.to_owned());
-        headers.push(header::ATTEMPT, why.attempts.to_string());
-        headers.push(header::ERROR_KIND, why.kind);
-        headers.push(header::ERROR_MESSAGE, cut(why.message).to_owned());
-        if let Some(delay) = self.delay {
-            let delay_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
-            headers.push(header::BACK_OFF_MS, delay_ms.to_string());
-            headers.push(header::DUE_MS, now_ms().saturating_add(delay_ms).to_string());
-        }
-        ProducerRecord {
-            topic: self.topic.clone(),
-            partition: Some(from.partition),
-            key: record.key.clone(),
-            value: record.value.clone(),
-            headers,
-            timestamp_ms: None,
-        }
-    }
-}
-
-/// Why a record leaves its topic.
-pub(super) struct Why<'a> {
-    pub(super) group: &'a str,
-    pub(super) attempts: u32,
-    pub(super) kind: &'static str,
-    pub(super) message: &'a str,
-}
-
-/// The first bytes of a message, whole characters only.
-fn cut(message: &str) -> &str {
-    &message[..message.floor_char_boundary(MAX_MESSAGE_BYTES)]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -350,61 +277,5 @@ mod tests {
             format!("orders.billing.retry.1s +3 -> orders.billing.retry.5s, {dlt}")
         );
         assert_eq!(routes(&RetryPolicy::None)[0], format!("orders +0 -> {dlt}, {dlt}"));
-    }
-
-    #[test]
-    fn headers_of_a_hop_are_replaced_and_the_origin_is_kept() {
-        let hop = Hop {
-            topic: "orders.billing.dlt".into(),
-            delay: None,
-        };
-        let long = "ä".repeat(2000);
-        let why = |attempts| Why {
-            group: "billing",
-            attempts,
-            kind: "panic",
-            message: &long,
-        };
-        let record = Record {
-            offset: 7,
-            timestamp_ms: 70,
-            key: Some("k".into()),
-            value: Some("v".into()),
-            headers: Headers::new()
-                .with("mine", "1")
-                .with(header::ORIGIN_OFFSET, "forged")
-                .with("mine", "2"),
-        };
-        let first = hop.record(&TopicPartition::new("orders", 3), &record, true, &why(1));
-        assert_eq!(
-            (first.partition, first.key.clone(), first.value.clone()),
-            (Some(3), record.key, record.value)
-        );
-        let on_retry_topic = Record {
-            offset: 9,
-            timestamp_ms: 90,
-            key: first.key,
-            value: first.value,
-            headers: first.headers,
-        };
-        let second = hop.record(
-            &TopicPartition::new("orders.billing.retry.1s", 3),
-            &on_retry_topic,
-            false,
-            &why(2),
-        );
-        let of = |name: &str| -> Vec<&str> {
-            let named = second.headers.iter().filter(|(other, _)| *other == name);
-            named
-                .map(|(_, value)| std::str::from_utf8(value).expect("text"))
-                .collect()
-        };
-        assert_eq!(of("mine"), ["1", "2"]);
-        assert_eq!(of(header::ORIGIN_TOPIC), ["orders"]);
-        assert_eq!(of(header::ORIGIN_OFFSET), ["7"]);
-        assert_eq!(of(header::ORIGIN_TIMESTAMP), ["70"]);
-        assert_eq!(of(header::ATTEMPT), ["2"]);
-        assert_eq!(of(header::ERROR_KIND), ["panic"]);
-        assert_eq!(of(header::ERROR_MESSAGE)[0].len(), MAX_MESSAGE_BYTES);
     }
 }

@@ -24,13 +24,14 @@ use super::operators::{Operators, Told};
 use super::partition::{Ended, Failed, LaneId, Partition, PauseReason, Restored};
 use super::pool::Pool;
 use super::reread::{Reread, Rereader};
-use super::routes::{Route, Routes, Why};
+use super::routes::{Route, Routes};
 use super::{ConsumerBuilder, DeliveryGuarantee};
 use crate::log::{
     self, Appended, Batch, CommittedOffset, GroupEvent, Log, Producer, ProducerRecord, ProducerSettings, Record,
     StartAt, TopicPartition,
 };
 use crate::patterns::control::{Action, BlockedState, Command};
+use crate::patterns::hop::Why;
 use crate::patterns::retry::clock_record;
 use crate::patterns::{Error, now_ms};
 
