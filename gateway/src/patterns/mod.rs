@@ -2,9 +2,11 @@
 //!
 //! | pattern | promise | order | cost |
 //! | --- | --- | --- | --- |
+//! | [`atomic_store`] | each command counts once; state, derived events and consumed offsets are one transaction | per key, that of the commands | the open keys in memory, one transaction per window |
 //! | [`consumer`] | each record is handled at most once, at least once, or exactly once from log to log; failures are tried again as a policy says and then kept as dead letters | per partition, per key, or none | records in hand in memory, one commit per interval |
 //! | [`processor`] | what a function makes of each record stands on other topics once, with the offset in one transaction | as of its consumer | those of a consumer, one transaction per window |
 //! | [`replay`] | a range of a topic again, all of it or an error; nobody's offsets move | per partition; partitions one after the other or merged by time | reading from the beginning of the range to the end of the topic; up to 5 MiB a partition in memory |
+//! | [`window`] | on an atomic store: each command counts once in every window of its time, or is counted as late; a window's result is told once | none needed inside a window | that of the store, with the open windows of each key as its state |
 
 pub mod atomic_store;
 pub mod consumer;
@@ -16,6 +18,7 @@ pub mod processor;
 pub mod replay;
 pub mod retry;
 pub(crate) mod scan;
+pub mod window;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
