@@ -287,6 +287,11 @@ impl Site {
         count.try_into().expect("a count")
     }
 
+    /// The brokers, if it stands on Kafka.
+    pub fn brokers(&self) -> Option<&str> {
+        self.brokers.as_deref()
+    }
+
     /// The topic of chunks.
     pub fn chunks_topic(&self) -> String {
         format!("{}.{JOB_TYPE}", self.prefix)

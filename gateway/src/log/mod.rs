@@ -28,7 +28,7 @@ pub use group::{
     MemberDescription, PartitionLag,
 };
 pub use partitioner::partition_for_key;
-pub use producer::{Acks, Appended, Delivery, Producer, ProducerSettings};
+pub use producer::{Acks, Appended, Compression, Delivery, Producer, ProducerSettings};
 pub use reader::{Reader, StartAt};
 pub use record::{Batch, Headers, NextOffset, ProducerRecord, Record, TopicPartition};
 pub use topic::{CleanupPolicy, Timestamps, TopicChange, TopicDescription, TopicId, TopicPlan, TopicSpec};

@@ -21,13 +21,25 @@ pub enum Acks {
     All,
 }
 
-/// How a [`Producer`] behaves.
+/// How a producer's batches are compressed on their way and at the broker. The embedded engine compresses nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// By LZ4: little work for text that repeats itself.
+    Lz4,
+}
+
+/// How a [`Producer`] behaves. The default is for commands: each goes at once.
 #[derive(Clone, Debug)]
 pub struct ProducerSettings {
     /// Default [`Acks::All`].
     pub acks: Acks,
     /// How long a record may wait for others to share its batch. Default 0. The embedded engine always commits all that waits.
     pub linger: Duration,
+    /// Default [`Compression::None`].
+    pub compression: Compression,
     /// Within it a record is acknowledged or fails with [`Error::Timeout`]. Default 30 s.
     pub delivery_timeout: Duration,
 }
@@ -37,7 +49,20 @@ impl Default for ProducerSettings {
         Self {
             acks: Acks::All,
             linger: Duration::ZERO,
+            compression: Compression::None,
             delivery_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl ProducerSettings {
+    /// For telemetry, many small records of which none is urgent: they wait 50 ms for each other and go in compressed batches. They
+    /// are acknowledged as all others are.
+    pub fn telemetry() -> Self {
+        Self {
+            linger: Duration::from_millis(50),
+            compression: Compression::Lz4,
+            ..Self::default()
         }
     }
 }

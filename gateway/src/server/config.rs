@@ -211,9 +211,12 @@ pub struct EventsConfig {
     /// Milliseconds within which the log must have acknowledged, else the answer is 503. Default 10000,
     /// `BARNABAS_EVENTS_DEADLINE_MS`.
     pub deadline: Duration,
-    /// Topics to which events may be posted with `POST /v1/topics/{topic}/events`, separated by commas. They must exist. Default
-    /// none, `BARNABAS_EVENTS_TOPICS`.
-    pub topics: Vec<String>,
+    /// Topics to which events may be posted with `POST /v1/topics/{topic}/events`, separated by commas, each with its profile or
+    /// without: `orders,clicks:telemetry`. They must exist. Default none, `BARNABAS_EVENTS_TOPICS`.
+    pub topics: Vec<OpenTopic>,
+    /// Bytes of events for open topics that may wait for the log, all together; past it the answer is 429. Default 16777216 (16 MiB),
+    /// `BARNABAS_EVENTS_QUEUE_BYTES`.
+    pub queue_bytes: u32,
 }
 
 impl Default for EventsConfig {
@@ -222,8 +225,59 @@ impl Default for EventsConfig {
             max_body_bytes: 256 * 1024,
             deadline: Duration::from_secs(10),
             topics: Vec::new(),
+            queue_bytes: 16 * 1024 * 1024,
         }
     }
+}
+
+/// A topic to which events may be posted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenTopic {
+    /// Its name.
+    pub name: String,
+    /// How its events are produced.
+    pub profile: ProducerProfile,
+}
+
+impl OpenTopic {
+    /// A topic of commands.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            profile: ProducerProfile::default(),
+        }
+    }
+
+    /// A topic of telemetry.
+    pub fn telemetry(name: impl Into<String>) -> Self {
+        Self {
+            profile: ProducerProfile::Telemetry,
+            ..Self::new(name)
+        }
+    }
+}
+
+impl FromStr for OpenTopic {
+    type Err = String;
+
+    fn from_str(value: &str) -> Result<Self, String> {
+        match value.split_once(':') {
+            None => Ok(Self::new(value)),
+            Some((name, "command")) => Ok(Self::new(name)),
+            Some((name, "telemetry")) => Ok(Self::telemetry(name)),
+            Some((_, profile)) => Err(format!("{profile:?} is neither command nor telemetry")),
+        }
+    }
+}
+
+/// How events of a topic are produced. All are acknowledged by all replicas before they are answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProducerProfile {
+    /// Each at once.
+    #[default]
+    Command,
+    /// In compressed batches: [`ProducerSettings::telemetry`].
+    Telemetry,
 }
 
 /// Events that are pushed.
@@ -493,7 +547,8 @@ const SETTINGS: &[Setting] = &[
     Setting { key: "http.shutdown_grace_ms", help: "time for connections to end at shutdown [30000]", read: |c, v| put_duration(v, 1, &mut c.http.shutdown_grace) },
     Setting { key: "events.max_body_bytes", help: "size of a body with events [262144]", read: |c, v| put_positive(v, &mut c.events.max_body_bytes) },
     Setting { key: "events.deadline_ms", help: "time for the log to acknowledge events [10000]", read: |c, v| put_duration(v, 1, &mut c.events.deadline) },
-    Setting { key: "events.topics", help: "topics to which events may be posted, comma separated [none]", read: |c, v| put_topics(v, &mut c.events.topics) },
+    Setting { key: "events.topics", help: "topics to which events may be posted, such as orders,clicks:telemetry [none]", read: |c, v| put_topics(v, &mut c.events.topics) },
+    Setting { key: "events.queue_bytes", help: "bytes of events for these topics that wait for the log [16777216]", read: |c, v| put_positive(v, &mut c.events.queue_bytes) },
     Setting { key: "push.backlog_bytes", help: "bytes that wait for one client [1048576]", read: |c, v| put_positive(v, &mut c.push.backlog_bytes) },
     Setting { key: "push.history_bytes", help: "recent events of a partition in memory [4194304]", read: |c, v| put_positive(v, &mut c.push.history_bytes) },
     Setting { key: "push.max_channels", help: "channels of one connection [128]", read: |c, v| put_positive(v, &mut c.push.max_channels) },
@@ -737,10 +792,10 @@ impl Config {
             ));
         }
         let own = format!("{}.", self.topics.prefix);
-        if let Some(topic) = self.events.topics.iter().find(|topic| topic.starts_with(&own)) {
+        if let Some(topic) = self.events.topics.iter().find(|topic| topic.name.starts_with(&own)) {
             return Err(ConfigError::new(
                 "BARNABAS_EVENTS_TOPICS",
-                format!("{topic} is the gateway's own topic"),
+                format!("{} is the gateway's own topic", topic.name),
             ));
         }
         if self.idempotency.retention.is_zero() {
@@ -896,9 +951,9 @@ fn put_origins(value: &str, into: &mut Vec<String>) -> Result<(), String> {
     Ok(())
 }
 
-fn put_topics(value: &str, into: &mut Vec<String>) -> Result<(), String> {
+fn put_topics(value: &str, into: &mut Vec<OpenTopic>) -> Result<(), String> {
     let topics = value.split(',').map(str::trim).filter(|topic| !topic.is_empty());
-    *into = topics.map(str::to_owned).collect();
+    *into = topics.map(str::parse).collect::<Result<_, _>>()?;
     Ok(())
 }
 
@@ -1008,6 +1063,25 @@ mod tests {
         assert_eq!(config.kafka.options["security.protocol"], "SASL_SSL");
         assert_eq!(config.kafka.options["client.id"], "b");
         assert!(!format!("{config:?}").contains("secret"));
+    }
+
+    #[test]
+    fn an_open_topic_may_name_its_profile() {
+        let environment = [("BARNABAS_EVENTS_TOPICS", "orders, clicks:telemetry,payments:command")];
+        let config = read("", &environment, &[]).expect("settings");
+        let expected = [
+            OpenTopic::new("orders"),
+            OpenTopic::telemetry("clicks"),
+            OpenTopic::new("payments"),
+        ];
+        assert_eq!(config.events.topics, expected);
+        let environment = [("BARNABAS_EVENTS_TOPICS", "clicks:fast")];
+        assert_eq!(
+            error("", &environment, &[]),
+            "BARNABAS_EVENTS_TOPICS: \"fast\" is neither command nor telemetry"
+        );
+        let file = "[events]\ntopics = [\"barnabas.jobs:telemetry\"]";
+        assert!(error(file, &[], &[]).ends_with("barnabas.jobs is the gateway's own topic"));
     }
 
     #[test]

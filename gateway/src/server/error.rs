@@ -36,6 +36,9 @@ pub enum Error {
     /// The same request is being done. 409 with `Retry-After`.
     #[error("request-in-progress: {0}")]
     InProgress(String),
+    /// As much as may wait is waiting. Nothing of the request was done. 429 with `Retry-After`.
+    #[error("queue-full: {0}")]
+    QueueFull(String),
     /// It cannot be done now; the same request may succeed later. 503 with `Retry-After`.
     #[error("{code}: {cause}")]
     Unavailable {
@@ -76,6 +79,15 @@ impl Error {
         Self::InProgress(detail.into())
     }
 
+    /// The same refusal, of this line of the body.
+    #[must_use]
+    pub fn at_line(mut self, at: u64) -> Self {
+        if let Self::Refused { line, .. } = &mut self {
+            *line = Some(at);
+        }
+        self
+    }
+
     /// 503: try again later.
     pub fn unavailable(code: &'static str, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Unavailable {
@@ -94,6 +106,7 @@ impl Error {
         match self {
             Self::Refused { status, .. } => *status,
             Self::InProgress(_) => StatusCode::CONFLICT,
+            Self::QueueFull(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -104,6 +117,7 @@ impl Error {
         match self {
             Self::Refused { code, .. } | Self::Unavailable { code, .. } => code,
             Self::InProgress(_) => "request-in-progress",
+            Self::QueueFull(_) => "queue-full",
             Self::Internal(_) => "internal",
         }
     }
@@ -139,7 +153,7 @@ impl IntoResponse for Error {
         let status = self.status();
         let (detail, line) = match &self {
             Self::Refused { detail, line, .. } => (Some(detail.as_str()), *line),
-            Self::InProgress(detail) => (Some(detail.as_str()), None),
+            Self::InProgress(detail) | Self::QueueFull(detail) => (Some(detail.as_str()), None),
             Self::Unavailable { code, cause } => {
                 tracing::warn!(code, error = %cause, "a request was answered 503: {cause}");
                 (None, None)
@@ -161,7 +175,10 @@ impl IntoResponse for Error {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if matches!(self, Self::InProgress(_) | Self::Unavailable { .. }) {
+        if matches!(
+            self,
+            Self::InProgress(_) | Self::QueueFull(_) | Self::Unavailable { .. }
+        ) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER.as_secs()));
         }
         response
@@ -234,6 +251,7 @@ mod tests {
         for error in [
             Error::unavailable("log-unavailable", "gone"),
             Error::in_progress("wait"),
+            Error::QueueFull("wait".to_owned()),
         ] {
             assert_eq!(error.into_response().headers()[header::RETRY_AFTER], "2");
         }

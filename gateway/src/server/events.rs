@@ -23,7 +23,7 @@ use super::jobs::ProduceError;
 use super::token::Token;
 use super::trace::given_traceparent;
 use super::{App, Error, TOKEN_HEADER};
-use crate::log::{self, Appended, NextOffset, ProducerRecord};
+use crate::log::{self, Appended, NextOffset, Producer, ProducerRecord};
 
 /// Bytes of an attribute such as an event's type or id at most.
 const MAX_ATTRIBUTE_BYTES: usize = 1024;
@@ -47,7 +47,7 @@ async fn publish(
             return Err(error);
         }
     };
-    let last = timeout(app.config.events.deadline, append_all(&app, records))
+    let last = timeout(app.config.events.deadline, append_all(&app.producer, records))
         .await
         .map_err(|elapsed| Error::unavailable("log-unavailable", elapsed))??;
     let token = token_after(&app, &last);
@@ -93,16 +93,16 @@ async fn receive(
 pub(super) async fn publish_one(app: &App, channel: &str, event: PlainEvent) -> Result<Token, Error> {
     check_channel_name(channel)?;
     let record = plain_record(&app.notifications.name, channel, event)?;
-    let appended = timeout(app.config.events.deadline, append_all(app, vec![record])).await;
+    let appended = timeout(app.config.events.deadline, append_all(&app.producer, vec![record])).await;
     let appended = appended.map_err(|elapsed| Error::unavailable("log-unavailable", elapsed))??;
     Ok(token_after(app, &appended))
 }
 
 /// Appends records in their order, and says where the last stands.
-pub(super) async fn append_all(app: &App, records: Vec<ProducerRecord>) -> Result<Appended, Error> {
+pub(super) async fn append_all(producer: &Producer, records: Vec<ProducerRecord>) -> Result<Appended, Error> {
     let mut deliveries = Vec::with_capacity(records.len());
     for record in records {
-        deliveries.push(app.producer.send(record).await.map_err(refuse_too_large)?);
+        deliveries.push(producer.send(record).await.map_err(refuse_too_large)?);
     }
     let mut last = None;
     for delivery in deliveries {
@@ -150,14 +150,8 @@ impl Encoding {
                 ));
             }
         };
-        match charset.as_deref() {
-            None | Some("utf-8" | "utf8") => Ok(encoding),
-            Some(charset) => Err(Error::refused(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "charset",
-                format!("the charset must be utf-8, not {charset}"),
-            )),
-        }
+        check_charset(charset.as_deref())?;
+        Ok(encoding)
     }
 
     fn records(
@@ -194,7 +188,19 @@ impl Encoding {
     }
 }
 
-fn bad_json(error: serde_json::Error) -> Error {
+/// Events are text in UTF-8.
+pub(super) fn check_charset(charset: Option<&str>) -> Result<(), Error> {
+    match charset {
+        None | Some("utf-8" | "utf8") => Ok(()),
+        Some(charset) => Err(Error::refused(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "charset",
+            format!("the charset must be utf-8, not {charset}"),
+        )),
+    }
+}
+
+pub(super) fn bad_json(error: serde_json::Error) -> Error {
     Error::bad_request("bad-event", error.to_string())
 }
 

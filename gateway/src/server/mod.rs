@@ -51,6 +51,7 @@ use job_view::{JobView, JobViewError};
 pub use jobs::Jobs;
 use jobs::LaneContext;
 pub use program::Program;
+pub use topic_events::TopicEvents;
 
 /// What every handler can reach. Clones are cheap.
 #[derive(Clone, Debug)]
@@ -67,6 +68,8 @@ pub struct AppParts {
     pub log: Log,
     /// The producer for everything that needs no transaction, acks = all.
     pub producer: Producer,
+    /// The topics that are open for posting.
+    pub topic_events: TopicEvents,
     /// The topic of events on their way to browsers.
     pub notifications: TopicDescription,
     /// Pushes events to subscribers.
@@ -150,12 +153,9 @@ impl Server {
         let address = listener.local_addr().map_err(listen_error)?;
         let data = DataDir::open(&config.data.dir).map_err(StartError::Data)?;
         make_topics(&config, &log).await?;
-        for topic in &config.events.topics {
-            // Theirs whose events they are: they are not made here.
-            log.describe_topic(topic).await?;
-        }
         let notifications = log.describe_topic(&config.topics.notifications()).await?;
         let producer = log.producer(ProducerSettings::default()).await?;
+        let topic_events = TopicEvents::start(&config.events, &log, &producer).await?;
         let tasks = TaskTracker::new();
         let drained = CancellationToken::new();
         let working = drained.clone().drop_guard();
@@ -180,6 +180,7 @@ impl Server {
             data,
             log,
             producer,
+            topic_events,
             notifications,
             feed,
             jobs,

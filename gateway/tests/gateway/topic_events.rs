@@ -2,6 +2,7 @@
 
 use barnabas::log::{Record, TopicSpec, partition_for_key};
 use barnabas::server::Server;
+use barnabas::server::config::OpenTopic;
 
 use super::support::Gateway;
 
@@ -18,7 +19,7 @@ async fn gateway_with_topic() -> (Gateway, String) {
         max_message_bytes: MAX_EVENT_BYTES,
         ..TopicSpec::new(&topic, 4)
     };
-    let gateway = Gateway::start_on_topics(&[spec], |config| config.events.topics = vec![open]).await;
+    let gateway = Gateway::start_on_topics(&[spec], |config| config.events.topics = vec![OpenTopic::new(open)]).await;
     (gateway, topic)
 }
 
@@ -120,7 +121,9 @@ async fn what_is_no_event_or_no_open_topic_is_refused() {
             (400, "bad-event"),
         ),
         (&path, "application/json", "[]", (400, "no-event")),
-        (&path, "text/plain", r#"{"type":"t"}"#, (415, "content-type")),
+        (&path, "text/html", r#"{"type":"t"}"#, (415, "content-type")),
+        (&path, "text/plain;charset=latin1", r#"{"type":"t"}"#, (415, "charset")),
+        (&path, "application/x-ndjson", "\n \n", (400, "no-event")),
     ] {
         for key in [None, Some(("idempotency-key", "k"))] {
             let headers: Vec<_> = [("content-type", content_type)].into_iter().chain(key).collect();
@@ -138,11 +141,62 @@ async fn a_topic_that_does_not_exist_is_said_at_the_start() {
     let mut config = gateway.config.clone();
     let folder = tempfile::tempdir().expect("a folder");
     config.data.dir = folder.path().to_owned();
-    config.events.topics = vec!["nowhere".to_owned()];
+    config.events.topics = vec![OpenTopic::new("nowhere")];
     let refused = Server::start(config, gateway.log.clone(), gateway.stopping.clone()).await;
     assert_eq!(
         refused.expect_err("an error").to_string(),
         "topic nowhere does not exist"
     );
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn events_on_lines_are_taken_in_order_as_browsers_send_them() {
+    let (gateway, topic) = gateway_with_topic().await;
+    let path = format!("/v1/topics/{topic}/events");
+    let host = gateway.address.to_string();
+    let origin = format!("http://{host}");
+    let body =
+        "{\"type\":\"a\",\"partitionkey\":\"p\",\"data\":{\"n\":1}}\r\n\n{\"type\":\"b\",\"partitionkey\":\"p\"}";
+    for content_type in ["application/x-ndjson", "text/plain;charset=UTF-8", "text/plain"] {
+        let headers = [("content-type", content_type), ("host", &host), ("origin", &origin)];
+        let answer = gateway.post(&path, &headers, body).await;
+        assert_eq!((answer.status.as_u16(), answer.body.len()), (202, 0), "{content_type}");
+    }
+    let records = gateway.records(&topic, 6).await;
+    let types: Vec<&str> = records.iter().flatten().map(|record| text(record, "ce_type")).collect();
+    assert_eq!(types, ["a", "b", "a", "b", "a", "b"]);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_line_that_is_no_event_is_named_and_none_is_taken() {
+    let (gateway, topic) = gateway_with_topic().await;
+    let path = format!("/v1/topics/{topic}/events");
+    for (bad, line) in [
+        ("{\"type\":\"a\"}\n{\"type\":\"b\"}\n\n{", 4),
+        ("{\"type\":\"a\"} {\"type\":\"b\"}", 1),
+        ("{\"type\":\"a\"}\n{\"typ\":\"b\"}\n{\"type\":\"c\"}", 2),
+        ("{\"type\":\"a\"}\n{\"type\":\"\"}", 2),
+        ("{\"type\":\"a\"}\n\u{fffd}", 2),
+    ] {
+        let answer = gateway.post(&path, &[("content-type", "text/plain")], bad).await;
+        assert_eq!(answer.problem(), (400, "bad-event".to_owned(), Some(line)), "{bad}");
+    }
+    assert_eq!(gateway.records(&topic, 0).await.iter().flatten().count(), 0);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_beacon_of_a_foreign_page_sends_is_refused() {
+    let (gateway, topic) = gateway_with_topic().await;
+    let path = format!("/v1/topics/{topic}/events");
+    // Text needs no preflight: the browser sends it, and only its origin tells.
+    for origin in ["http://evil.example", "null"] {
+        let headers = [("content-type", "text/plain;charset=UTF-8"), ("origin", origin)];
+        let answer = gateway.post(&path, &headers, "{\"type\":\"a\"}").await;
+        assert_eq!(answer.problem(), (403, "origin-not-allowed".to_owned(), None));
+    }
+    assert_eq!(gateway.records(&topic, 0).await.iter().flatten().count(), 0);
     gateway.stop().await;
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
-use crate::log::{Acks, Error, GroupProtocol, GroupSettings, ProducerSettings, Result, StartAt};
+use crate::log::{Acks, Compression, Error, GroupProtocol, GroupSettings, ProducerSettings, Result, StartAt};
 
 /// Where Kafka is and how it is spoken to.
 #[derive(Clone)]
@@ -116,6 +116,10 @@ impl KafkaSettings {
         config
             .set("message.timeout.ms", millis(settings.delivery_timeout))
             .set("linger.ms", millis(settings.linger));
+        match settings.compression {
+            Compression::None => {}
+            Compression::Lz4 => drop(config.set("compression.type", "lz4")),
+        }
         match settings.acks {
             Acks::All => config
                 .set("acks", "all")

@@ -376,7 +376,7 @@ impl Connection {
         let code = error.code();
         let retry = error.status().is_server_error();
         let message = match &error {
-            Error::Refused { detail, .. } | Error::InProgress(detail) => detail.clone(),
+            Error::Refused { detail, .. } | Error::InProgress(detail) | Error::QueueFull(detail) => detail.clone(),
             Error::Unavailable { .. } | Error::Internal(_) => {
                 tracing::warn!(%error, "a command failed: {error}");
                 "it could not be done now".to_owned()
