@@ -7,14 +7,18 @@
 //! | [`checkout`] | exactly once in transactions, while the stage is killed | `cargo run --bin checkout` |
 //! | [`orders`] | services in groups of their own, one in trouble, one that joins late | `cargo run --bin orders` |
 //! | [`inventory`] | state as a fold of the log, now and at any time before | `cargo run --bin inventory` |
+//! | [`split_import`] | who knows when all jobs of an import are in: an atomic store | `cargo run --bin split-import` |
+//! | [`clicks`] | telemetry from a page, counted in windows of event time | `cargo run --bin clicks` |
 //!
 //! On the embedded log each run of those from [`subscriptions`] on has a temporary folder, unless `--data-dir` names one; with
 //! `KAFKA_BROKERS` it has topics of its own on Kafka, which it deletes at the end. [`inventory`] leaves what has happened on a log that
 //! is named.
 
 pub mod checkout;
+pub mod clicks;
 pub mod contacts;
 pub mod inventory;
 pub mod orders;
 pub mod scene;
+pub mod split_import;
 pub mod subscriptions;

@@ -2,6 +2,8 @@
 //! each example proves what it promises.
 
 use std::collections::HashSet;
+use std::future::Future;
+use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +15,8 @@ use barnabas::server::event::Event;
 use barnabas::server::program::Failure;
 use serde::Serialize;
 use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
 
 /// How long to wait before the log is read again for something that has not happened yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -147,6 +151,36 @@ impl Scene {
             }
         }
         self.log.close().await;
+    }
+}
+
+/// A process of its own, so to speak: a runtime whose tasks all end where they stand when it is dropped. Nothing is finished then,
+/// nothing is committed, nobody is told.
+#[derive(Debug)]
+pub struct Process(Option<Runtime>);
+
+impl Process {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// The system has no thread for it.
+    pub fn start() -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        Ok(Self(Some(runtime)))
+    }
+
+    /// Runs a task in it.
+    pub fn spawn<F: Future<Output: Send> + Send + 'static>(&self, task: F) -> JoinHandle<F::Output> {
+        let runtime = self.0.as_ref().expect("it is taken when it is dropped");
+        runtime.spawn(task)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use barnabas::patterns::dead_letter::{dead_letter_topic, header};
 use barnabas::server::Config;
 use barnabas_examples::scene::{Scene, key};
 use barnabas_examples::subscriptions::{self, Pace, Renewal};
-use barnabas_examples::{checkout, inventory, orders};
+use barnabas_examples::{checkout, clicks, inventory, orders, split_import};
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
 use tokio::time::timeout;
@@ -19,6 +19,8 @@ on_both_logs!(
     every_payment_is_checked_out_exactly_once_though_the_stage_is_killed,
     every_service_has_every_order_though_one_is_blocked_and_one_comes_late,
     the_stock_at_any_time_is_the_fold_of_what_had_happened,
+    every_split_import_is_told_complete_once_though_workers_and_owners_are_killed,
+    every_minute_of_clicks_is_told_once_with_the_senders_count_though_the_counter_is_killed,
 );
 
 /// Within it a story must be over.
@@ -183,5 +185,37 @@ async fn the_stock_at_any_time_is_the_fold_of_what_had_happened(engine: Engine) 
     assert_eq!(told(&report.at_noon), on_hand(report.noon_ms));
     assert_eq!(told(&report.now), on_hand(i64::MAX));
     assert_ne!(report.at_noon, report.now);
+    scene.close().await;
+}
+
+async fn every_split_import_is_told_complete_once_though_workers_and_owners_are_killed(engine: Engine) {
+    let scene = scene(engine).await;
+    let ended = timeout(DEADLINE, split_import::run(&scene)).await;
+    let report = ended.expect("in time").expect("a good end");
+    assert_eq!(report.contradictions(), Vec::<String>::new());
+    assert!(report.said > 1000, "jobs are done again: {report}");
+    let mut told: Vec<_> = read(&scene, &scene.name("completions")).await.iter().map(key).collect();
+    told.sort();
+    assert_eq!(told, ["import-1", "import-2", "import-3", "import-4", "import-5"]);
+    scene.close().await;
+}
+
+async fn every_minute_of_clicks_is_told_once_with_the_senders_count_though_the_counter_is_killed(engine: Engine) {
+    let scene = scene(engine).await;
+    let ended = timeout(DEADLINE, clicks::run(&scene)).await;
+    let report = ended.expect("in time").expect("a good end");
+    assert_eq!(report.contradictions(), Vec::<String>::new());
+    assert_eq!(
+        (report.sent, report.late, report.closed.len()),
+        (15 * 200 + 14, 14, 15 * 3)
+    );
+    let events = read(&scene, &scene.name("clicks")).await.len() as u64;
+    let minutes = read(&scene, &scene.name("minutes")).await;
+    let count = |record: &Record| {
+        let minute: clicks::Minute =
+            serde_json::from_slice(record.value.as_deref().expect("a value")).expect("a minute");
+        minute.value
+    };
+    assert_eq!(minutes.iter().map(count).sum::<u64>() + report.late, events);
     scene.close().await;
 }

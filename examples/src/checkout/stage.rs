@@ -8,11 +8,10 @@ use barnabas::patterns::consumer::{
     ConsumerBuilder, ConsumerHandle, Context, DeliveryGuarantee, EventHandler, HandlerError, Registry,
 };
 use barnabas::server::program::Failure;
-use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
 use super::{CHECKED_OUT, Checkout, PAID, Payment};
-use crate::scene::{Scene, event};
+use crate::scene::{Process, Scene, event};
 
 /// How long the work on a payment takes.
 const WORK: Duration = Duration::from_millis(1);
@@ -30,12 +29,10 @@ impl Stage {
         let builder = ConsumerBuilder::new(group, [payments]).guarantee(DeliveryGuarantee::ExactlyOnce);
         scene.make(&builder.topics(&scene.log).await?).await?;
         let registry = Registry::new().on::<Payment>(PAID, till.clone());
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let spawner = runtime.handle().clone();
-        let process = Process(Some(runtime));
+        let process = Process::start()?;
         till.open();
         let log = scene.log.clone();
-        let started = spawner.spawn(async move { builder.start(&log, registry).await });
+        let started = process.spawn(async move { builder.start(&log, registry).await });
         Ok(Self {
             _process: process,
             consumer: started.await??,
@@ -50,17 +47,6 @@ impl Stage {
     /// Lets it finish what is in hand.
     pub(super) async fn stop(self) -> Result<(), Failure> {
         Ok(self.consumer.shutdown().await?)
-    }
-}
-
-/// A runtime whose tasks all end where they stand when it is dropped.
-struct Process(Option<Runtime>);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 
