@@ -31,7 +31,7 @@ const ROWS_PER_JOB: u64 = 500;
 
 const WORKERS: usize = 3;
 
-/// After so many jobs a worker is killed, and the store's owner.
+/// After so many jobs the workers are killed, and the store's owner.
 const KILLED_AFTER: [usize; 2] = [300, 600];
 
 const PARTITIONS: i32 = 6;
@@ -71,17 +71,15 @@ pub async fn run(scene: &Scene) -> Result<Report, Failure> {
     split(scene, &names).await?;
     println!("{IMPORTS} imports were split into {JOBS} jobs each");
     let said = Arc::new(Said::default());
-    let mut workers = Vec::new();
-    for _ in 0..WORKERS {
-        workers.push(Worker::start(scene, &names, &said).await?);
-    }
+    let mut workers = start_workers(scene, &names, &said).await?;
     let mut owner = Owner::start(scene, &names)?;
     for jobs in KILLED_AFTER {
         said.wait_for(jobs).await;
-        drop(workers.remove(0));
+        // What they have said and not committed is done again.
+        workers.clear();
         drop(owner);
-        println!("after {jobs} jobs a worker and the store's owner were killed, and others take over");
-        workers.push(Worker::start(scene, &names, &said).await?);
+        println!("after {jobs} jobs the workers and the store's owner were killed, and others take over");
+        workers = start_workers(scene, &names, &said).await?;
         owner = Owner::start(scene, &names)?;
     }
     scene
@@ -114,6 +112,14 @@ impl Names {
             completions: scene.name("completions"),
         }
     }
+}
+
+async fn start_workers(scene: &Scene, names: &Names, said: &Arc<Said>) -> Result<Vec<Worker>, Failure> {
+    let mut workers = Vec::new();
+    for _ in 0..WORKERS {
+        workers.push(Worker::start(scene, names, said).await?);
+    }
+    Ok(workers)
 }
 
 async fn split(scene: &Scene, names: &Names) -> Result<(), Failure> {
