@@ -58,7 +58,9 @@ async fn main() {
     let log = Log::open_embedded(settings).await.expect("a log");
     measure(&log, "embedded log", None).await;
     log.close().await;
-    if let Ok(brokers) = std::env::var("KAFKA_BROKERS") {
+    if let Ok(brokers) = std::env::var("KAFKA_BROKERS")
+        && !brokers.is_empty()
+    {
         let log = Log::connect_kafka(KafkaSettings::new(&brokers))
             .await
             .expect("a broker");
