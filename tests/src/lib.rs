@@ -10,6 +10,7 @@ pub mod kafka;
 pub mod oracle;
 pub mod postgres;
 pub mod process;
+pub mod projection;
 pub mod proxy;
 pub mod raw;
 pub mod site;

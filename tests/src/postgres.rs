@@ -126,10 +126,13 @@ impl Postgres {
             "{sql}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        lines(&output)
+    }
+
+    /// As [`Postgres::query`]; `None`: the server refuses.
+    pub fn try_query(&self, sql: &str) -> Option<Vec<String>> {
+        let output = self.psql(NAME, sql);
+        output.status.success().then(|| lines(&output))
     }
 
     fn psql(&self, database: &str, sql: &str) -> Output {
@@ -148,6 +151,11 @@ impl Postgres {
                 .args(["--username", NAME, "--dbname", database, "--command", sql])
         })
     }
+}
+
+fn lines(output: &Output) -> Vec<String> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(str::to_owned).collect()
 }
 
 impl Drop for Postgres {

@@ -117,12 +117,7 @@ pub(super) fn topics(
     retry: &RetryPolicy,
     retention: Duration,
 ) -> Vec<TopicSpec> {
-    let spec = |name: String, retention| TopicSpec {
-        cleanup: CleanupPolicy::Delete,
-        retention,
-        max_message_bytes: topic.max_message_bytes.saturating_add(HEADER_ROOM),
-        ..TopicSpec::new(name, topic.partitions)
-    };
+    let spec = |name: String, retention| beside(topic, name, retention);
     let day = Duration::from_secs(24 * 60 * 60);
     let mut specs = Vec::new();
     if let Some(retry) = retry.topics() {
@@ -134,9 +129,24 @@ pub(super) fn topics(
             });
         }
     }
-    specs.push(spec(dead_letter_topic(&topic.name, group), Some(retention)));
+    specs.push(letters(topic, group, retention));
     specs.push(spec(redrive_topic(&topic.name, group), topic.retention));
     specs
+}
+
+/// The topic of `group`'s dead letters from `topic`, kept for `retention`.
+pub(super) fn letters(topic: &TopicDescription, group: &str, retention: Duration) -> TopicSpec {
+    beside(topic, dead_letter_topic(&topic.name, group), Some(retention))
+}
+
+/// A topic for records of `topic` with the headers of a hop.
+fn beside(topic: &TopicDescription, name: String, retention: Option<Duration>) -> TopicSpec {
+    TopicSpec {
+        cleanup: CleanupPolicy::Delete,
+        retention,
+        max_message_bytes: topic.max_message_bytes.saturating_add(HEADER_ROOM),
+        ..TopicSpec::new(name, topic.partitions)
+    }
 }
 
 /// A dead letter.

@@ -52,6 +52,19 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A view is of a newer version than the projection that would write it.
+    #[error("the view {view} is of version {live} already, and this projection of version {version}")]
+    Superseded {
+        /// The view.
+        view: String,
+        /// The version of the projection.
+        version: u32,
+        /// The version of the view.
+        live: i64,
+    },
+    /// The database of a projection refused.
+    #[error(transparent)]
+    Database(#[from] super::projection::DatabaseError),
     /// No consumer of the group answered a command: none owns the partition now, or it is away.
     #[error("no consumer of group {group} answered within {after_ms} ms; the command may still be carried out")]
     NoAnswer {

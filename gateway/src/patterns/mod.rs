@@ -5,6 +5,7 @@
 //! | [`atomic_store`] | each command counts once; state, derived events and consumed offsets are one transaction | per key, that of the commands | the open keys in memory, one transaction per window |
 //! | [`consumer`] | each record is handled at most once, at least once, or exactly once from log to log; failures are tried again as a policy says and then kept as dead letters | per partition, per key, or none | records in hand in memory, one commit per interval |
 //! | [`processor`] | what a function makes of each record stands on other topics once, with the offset in one transaction | as of its consumer | those of a consumer, one transaction per window |
+//! | [`projection`] | rows in a database of the service's own are the fold of the events, whatever is killed; a new version is built beside the live view | per partition | one database transaction per batch; a rebuild reads everything |
 //! | [`replay`] | a range of a topic again, all of it or an error; nobody's offsets move | per partition; partitions one after the other or merged by time | reading from the beginning of the range to the end of the topic; up to 5 MiB a partition in memory |
 //! | [`window`] | on an atomic store: each command counts once in every window of its time, or is counted as late; a window's result is told once | none needed inside a window | that of the store, with the open windows of each key as its state |
 
@@ -15,6 +16,7 @@ pub mod dead_letter;
 mod error;
 mod hop;
 pub mod processor;
+pub mod projection;
 pub mod replay;
 pub mod retry;
 pub(crate) mod scan;

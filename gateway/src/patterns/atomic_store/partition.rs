@@ -305,14 +305,8 @@ fn is_undone(error: &Error) -> bool {
                 | log::Error::RecordTooLarge { .. }
         ),
         Error::Encode(_) => true,
-        Error::PartitionCounts { .. }
-        | Error::Decode { .. }
-        | Error::MissingTopics(_)
-        | Error::RetentionTooShort { .. }
-        | Error::NoAnswer { .. }
-        | Error::WritersTimes(_)
-        | Error::Setting { .. }
-        | Error::Truncated { .. } => false,
+        // The others are not of a transaction.
+        _ => false,
     }
 }
 

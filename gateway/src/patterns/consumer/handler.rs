@@ -287,7 +287,8 @@ async fn guarded<T>(timeout: Option<Duration>, future: impl Future<Output = T>) 
     })
 }
 
-fn said(panic: &(dyn Any + Send)) -> &str {
+/// What a panic said.
+pub(in crate::patterns) fn said(panic: &(dyn Any + Send)) -> &str {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(text), _) => text,
         (None, Some(text)) => text,

@@ -38,6 +38,8 @@ pub(crate) use members::retry_group;
 pub use partition::PauseReason;
 pub use registry::{EventHandler, Registry};
 
+pub(in crate::patterns) use self::handler::said;
+
 use self::handler::{AnyHandler, Batches, Each};
 use self::subscription::Subscription;
 use super::dead_letter::KEEP_DEAD_LETTERS;
