@@ -8,7 +8,7 @@ use barnabas::patterns::dead_letter::{dead_letter_topic, header};
 use barnabas::server::Config;
 use barnabas_examples::scene::{Scene, key};
 use barnabas_examples::subscriptions::{self, Pace, Renewal};
-use barnabas_examples::{checkout, clicks, inventory, orders, split_import};
+use barnabas_examples::{checkout, clicks, installed_apps, inventory, orders, split_import};
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
 use tokio::time::timeout;
@@ -21,6 +21,7 @@ on_both_logs!(
     the_stock_at_any_time_is_the_fold_of_what_had_happened,
     every_split_import_is_told_complete_once_though_workers_and_owners_are_killed,
     every_minute_of_clicks_is_told_once_with_the_senders_count_though_the_counter_is_killed,
+    every_app_is_listed_as_the_events_say_though_the_projection_is_changed,
 );
 
 /// Within it a story must be over.
@@ -217,5 +218,29 @@ async fn every_minute_of_clicks_is_told_once_with_the_senders_count_though_the_c
         minute.value
     };
     assert_eq!(minutes.iter().map(count).sum::<u64>() + report.late, events);
+    scene.close().await;
+}
+
+async fn every_app_is_listed_as_the_events_say_though_the_projection_is_changed(engine: Engine) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = Config::default();
+    config.data.dir = folder.path().to_owned();
+    let store = installed_apps::Store::in_data_folder(&config);
+    let scene = scene(engine).await;
+    let ended = timeout(DEADLINE, installed_apps::run(&scene, &store)).await;
+    let report = ended.expect("in time").expect("a good end");
+    assert!(report.is_right(), "{report}");
+    assert!(report.view.len() > 10 && !report.answer.is_empty(), "{report}");
+    // As somebody else reads the file.
+    let file = rusqlite::Connection::open(folder.path().join("installed-apps.sqlite")).expect("it opens");
+    let rows: i64 = file
+        .query_row("SELECT count(*) FROM installed_apps WHERE major > 0", [], |row| {
+            row.get(0)
+        })
+        .expect("it is read");
+    assert_eq!(rows, report.fold.len() as i64);
+    let letters = read(&scene, &dead_letters(&scene, "app-events", "app-directory")).await;
+    assert!(letters.iter().all(|letter| letter.value.as_deref() == Some(b"<app/>")));
+    store.clear().await.expect("it is removed");
     scene.close().await;
 }
