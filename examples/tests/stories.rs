@@ -8,7 +8,7 @@ use barnabas::patterns::dead_letter::{dead_letter_topic, header};
 use barnabas::server::Config;
 use barnabas_examples::scene::{Scene, key};
 use barnabas_examples::subscriptions::{self, Pace, Renewal};
-use barnabas_examples::{checkout, clicks, installed_apps, inventory, orders, split_import};
+use barnabas_examples::{checkout, clicks, countries, installed_apps, inventory, orders, split_import};
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
 use tokio::time::timeout;
@@ -22,6 +22,7 @@ on_both_logs!(
     every_split_import_is_told_complete_once_though_workers_and_owners_are_killed,
     every_minute_of_clicks_is_told_once_with_the_senders_count_though_the_counter_is_killed,
     every_app_is_listed_as_the_events_say_though_the_projection_is_changed,
+    what_is_said_of_a_country_is_in_all_three_tables,
 );
 
 /// Within it a story must be over.
@@ -243,4 +244,45 @@ async fn every_app_is_listed_as_the_events_say_though_the_projection_is_changed(
     assert!(letters.iter().all(|letter| letter.value.as_deref() == Some(b"<app/>")));
     store.clear().await.expect("it is removed");
     scene.close().await;
+}
+
+async fn what_is_said_of_a_country_is_in_all_three_tables(engine: Engine) {
+    let scene = scene(engine).await;
+    let ended = timeout(DEADLINE, countries::run(&scene)).await;
+    let report = ended.expect("in time").expect("a good end");
+    for store in &report.stores {
+        let codes: Vec<_> = store.held.keys().map(String::as_str).collect();
+        assert_eq!(
+            codes,
+            ["DE", "IN", "JP", "KE", "PE", "SS"],
+            "in {}: {report}",
+            store.name
+        );
+        assert!(store.is_true(), "{store:?}");
+    }
+    let [summer_before, summer_after] = &report.summer_time;
+    assert_eq!(
+        (summer_before.as_str(), summer_after.as_str()),
+        ("2026-12-31T23:00Z", "2026-12-31T22:00Z")
+    );
+    // What the last table says of India follows from what the first says.
+    let countries = last_values::<countries::Country>(&scene, "countries").await;
+    let events = last_values::<countries::Event>(&scene, "events").await;
+    for (code, country) in &countries {
+        assert_eq!(events[code], countries::event(&countries::time_zone(country)));
+    }
+    assert_eq!(countries.len(), events.len());
+    scene.close().await;
+}
+
+/// The last value of each key of a topic that has one.
+async fn last_values<V: serde::de::DeserializeOwned>(scene: &Scene, topic: &str) -> BTreeMap<String, V> {
+    let mut values = BTreeMap::new();
+    for record in read(scene, &scene.name(topic)).await {
+        match &record.value {
+            Some(value) => values.insert(key(&record), serde_json::from_slice(value).expect("a value")),
+            None => values.remove(&key(&record)),
+        };
+    }
+    values
 }
