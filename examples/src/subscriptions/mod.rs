@@ -1,10 +1,13 @@
 //! Schedule and forget: a renewal must be paid in the end, though the payment provider is away for a while.
 //!
 //! ```text
-//! schedule ══ renewals, key = user ══▶ biller ── HTTP ──▶ payment provider
-//!                     ▲                   │ paid
-//!                     └─ tried again ─────┴══▶ receipts, key = user
+//! schedules ══ renewals, key = user ══▶ biller ── HTTP ──▶ payment provider
+//!                      ▲                   │ paid
+//!                      └─ tried again ─────┴══▶ receipts, key = user
 //! ```
+//! A user's plan is a cron expression: the first of each month, or of each January. The calendar says when a renewal is due, and
+//! [`Pace`] how fast the calendar goes by; the schedule of a user is the next renewal, on the log.
+//!
 //! The biller consumes in the order of each user. While the provider is away, each user's first unpaid renewal is tried again with
 //! growing pauses, and the later ones of the same user wait behind it. So all are paid in the end, each user's in order. With
 //! [`non_blocking`] they wait on retry topics instead: all are paid, and the order is given up.
@@ -17,17 +20,28 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use barnabas::log::{Producer, ProducerSettings, TopicSpec};
+use barnabas::log::{ProducerSettings, TopicSpec};
 use barnabas::patterns::consumer::{ConsumerBuilder, ConsumerHandle, ProcessingOrder, Registry};
 use barnabas::patterns::retry::{BackOff, RetryPolicy, RetryTopics};
+use barnabas::patterns::schedule::{self, Cron, Schedule, Scheduler, SchedulerSettings, When};
+use barnabas::server::event::rfc3339;
 use barnabas::server::program::Failure;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::biller::Biller;
 use self::provider::Provider;
 use crate::scene::{Scene, event};
 
-const USERS: [&str; 6] = ["ada", "barbara", "edsger", "grace", "katherine", "tony"];
+/// Who pays for each month.
+const MONTHLY: [&str; 6] = ["ada", "barbara", "edsger", "grace", "katherine", "tony"];
+
+/// Who pays for a year at once.
+const YEARLY: [&str; 1] = ["margaret"];
+
+/// 15 December 2026, on which the calendar of the example begins, in milliseconds since the Unix epoch.
+const CALENDAR_FROM_MS: i64 = 1_797_292_800_000;
 
 /// Months that are scheduled.
 const MONTHS: u32 = 4;
@@ -40,7 +54,7 @@ const BEFORE_OUTAGE: usize = 5;
 pub struct Renewal {
     /// Who pays.
     pub user: String,
-    /// For which month, from 1.
+    /// For which month, from 1; for a year from that month on, if the plan is yearly.
     pub month: u32,
     /// In cents.
     pub amount: u64,
@@ -75,7 +89,7 @@ pub fn non_blocking() -> RetryPolicy {
     RetryPolicy::NonBlocking(RetryTopics::new([500, 1000, 2000, 4000].map(Duration::from_millis)))
 }
 
-/// Schedules the renewals of four months for six users, waits until all are paid, and says what the log says of it.
+/// Schedules the renewals of four months for seven users, waits until all are paid, and says what the log says of it.
 ///
 /// # Errors
 /// The log refuses.
@@ -98,7 +112,7 @@ pub async fn run_on(scene: &Scene, retry: RetryPolicy, pace: Pace) -> Result<(),
     subscriptions.provider.decline("grace");
     for month in MONTHS + 1.. {
         subscriptions.schedule(month).await?;
-        tokio::time::sleep(pace.month * 4).await;
+        tokio::time::sleep(pace.month * 3).await;
     }
     subscriptions.stop().await
 }
@@ -108,18 +122,64 @@ struct Subscriptions<'a> {
     scene: &'a Scene,
     renewals: String,
     receipts: String,
-    producer: Producer,
+    plans: Vec<Plan>,
+    scheduler: Scheduler,
+    /// Fires the schedules.
+    firing: JoinHandle<Result<(), barnabas::patterns::Error>>,
+    stop_firing: DropGuard,
     provider: Provider,
     biller: ConsumerHandle,
     pace: Pace,
+}
+
+/// When a user pays, and how much.
+struct Plan {
+    user: &'static str,
+    dates: Cron,
+    amount: u64,
+}
+
+impl Plan {
+    fn all() -> Result<Vec<Self>, Failure> {
+        let monthly = Cron::new("0 9 1 * *", "Europe/Berlin")?;
+        let yearly = Cron::new("0 9 1 JAN *", "Europe/Berlin")?;
+        let plan = |user, dates: &Cron, amount| Self {
+            user,
+            dates: dates.clone(),
+            amount,
+        };
+        let months = MONTHLY.iter().map(|user| plan(user, &monthly, 990));
+        Ok(months
+            .chain(YEARLY.iter().map(|user| plan(user, &yearly, 9900)))
+            .collect())
+    }
+
+    /// Whether a renewal is due on a day of the calendar.
+    fn is_due(&self, date_ms: i64) -> Result<bool, Failure> {
+        Ok(self.dates.next_ms(date_ms - 1)? == date_ms)
+    }
+}
+
+/// When a month's renewals are due, by the calendar.
+fn date_ms(month: u32) -> Result<i64, Failure> {
+    let first_of_month = Cron::new("0 9 1 * *", "Europe/Berlin")?;
+    let mut date_ms = CALENDAR_FROM_MS;
+    for _ in 0..month {
+        date_ms = first_of_month.next_ms(date_ms)?;
+    }
+    Ok(date_ms)
 }
 
 impl<'a> Subscriptions<'a> {
     /// Makes the topics, and starts provider and biller.
     async fn start(scene: &'a Scene, retry: RetryPolicy, pace: Pace) -> Result<Self, Failure> {
         let (renewals, receipts) = (scene.name("renewals"), scene.name("receipts"));
+        let schedules = scene.name("renewal-schedules");
         scene
             .make(&[TopicSpec::new(&renewals, 4), TopicSpec::new(&receipts, 4)])
+            .await?;
+        scene
+            .make(&schedule::topics(&schedules, 2, Duration::from_secs(3600)))
             .await?;
         let provider = Provider::start(BEFORE_OUTAGE, pace.outage).await?;
         let biller = Biller::new(provider.address(), &receipts);
@@ -128,23 +188,28 @@ impl<'a> Subscriptions<'a> {
             .retry(retry)
             .handler_timeout(Duration::from_secs(5));
         let registry = Registry::new().on::<Renewal>("renewal.due", biller);
+        let producer = scene.log.producer(ProducerSettings::default()).await?;
+        let stop_firing = CancellationToken::new();
+        let settings = SchedulerSettings::new(&schedules);
+        let firing = schedule::run(scene.log.clone(), settings, stop_firing.clone());
         Ok(Self {
             scene,
             renewals,
             receipts,
-            producer: scene.log.producer(ProducerSettings::default()).await?,
+            plans: Plan::all()?,
+            scheduler: Scheduler::new(scene.log.clone(), &schedules, producer),
+            firing: tokio::spawn(firing),
+            stop_firing: stop_firing.drop_guard(),
             provider,
             biller: scene.start(consumer, registry).await?,
             pace,
         })
     }
 
-    /// Schedules one month after the other, and waits until all is paid.
+    /// Lives through one month after the other, and waits until all is paid.
     async fn live_through(&self, months: RangeInclusive<u32>) -> Result<Report, Failure> {
         for month in months {
-            println!("            --- month {month} is due ---");
             self.schedule(month).await?;
-            tokio::time::sleep(self.pace.month).await;
         }
         self.scene
             .until(async || Ok(self.report().await?.is_all_paid()))
@@ -152,17 +217,36 @@ impl<'a> Subscriptions<'a> {
         self.report().await
     }
 
-    /// Every user is to pay for a month.
+    /// Schedules what is to be paid for a month, and waits until it is due: a user's next renewal is scheduled when the one before has
+    /// become due, so the renewals of a user keep their order.
     async fn schedule(&self, month: u32) -> Result<(), Failure> {
-        for user in USERS {
+        let before = self.scene.read(&self.renewals).await?.len();
+        let date_ms = date_ms(month)?;
+        let mut scheduled = 0;
+        for plan in &self.plans {
+            if !plan.is_due(date_ms)? {
+                continue;
+            }
             let renewal = Renewal {
-                user: user.to_owned(),
+                user: plan.user.to_owned(),
                 month,
-                amount: 990,
+                amount: plan.amount,
             };
-            let record = event(&self.renewals, user, "renewal.due", &renewal)?;
-            self.producer.append(record).await?;
+            let schedule = Schedule {
+                id: plan.user.to_owned(),
+                when: When::After(self.pace.month),
+                event: event(&self.renewals, plan.user, "renewal.due", &renewal)?,
+            };
+            self.scheduler.submit(schedule).await?;
+            scheduled += 1;
         }
+        println!(
+            "            --- month {month} is scheduled for {} ---",
+            rfc3339(date_ms)
+        );
+        self.scene
+            .until(async || Ok(self.scene.read(&self.renewals).await?.len() >= before + scheduled))
+            .await?;
         Ok(())
     }
 
@@ -185,6 +269,8 @@ impl<'a> Subscriptions<'a> {
     }
 
     async fn stop(self) -> Result<(), Failure> {
+        drop(self.stop_firing);
+        self.firing.await??;
         Ok(self.biller.shutdown().await?)
     }
 }

@@ -65,6 +65,17 @@ pub enum Error {
     /// The database of a projection refused.
     #[error(transparent)]
     Database(#[from] super::projection::DatabaseError),
+    /// A cron expression that cannot be read, or that never comes.
+    #[error("cron expression {expression:?}: {reason}")]
+    Cron {
+        /// The expression.
+        expression: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A time zone that is not known.
+    #[error("there is no time zone {0:?}; names are those of the IANA database, such as Europe/Berlin")]
+    TimeZone(String),
     /// No consumer of the group answered a command: none owns the partition now, or it is away.
     #[error("no consumer of group {group} answered within {after_ms} ms; the command may still be carried out")]
     NoAnswer {

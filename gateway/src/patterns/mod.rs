@@ -7,6 +7,7 @@
 //! | [`processor`] | what a function makes of each record stands on other topics once, with the offset in one transaction | as of its consumer | those of a consumer, one transaction per window |
 //! | [`projection`] | rows in a database of the service's own are the fold of the events, whatever is killed; a new version is built beside the live view | per partition | one database transaction per batch; a rebuild reads everything |
 //! | [`replay`] | a range of a topic again, all of it or an error; nobody's offsets move | per partition; partitions one after the other or merged by time | reading from the beginning of the range to the end of the topic; up to 5 MiB a partition in memory |
+//! | [`schedule`] | each due time is one event on the committed log, never early; late ones fire at once | of due times, per partition of schedules | the nearest schedules in memory, a pass over the partition for the next; one transaction per window |
 //! | [`table`] | every instance has all of a compacted topic in memory; reads never wait; a checked write is made only if what it expects still holds | per key, that of the topic | all keys and values in memory, the topic read at each start |
 //! | [`window`] | on an atomic store: each command counts once in every window of its time, or is counted as late; a window's result is told once | none needed inside a window | that of the store, with the open windows of each key as its state |
 
@@ -16,11 +17,13 @@ pub mod control;
 pub mod dead_letter;
 mod error;
 mod hop;
+mod owner;
 pub mod processor;
 pub mod projection;
 pub mod replay;
 pub mod retry;
 pub(crate) mod scan;
+pub mod schedule;
 pub mod table;
 pub mod window;
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 #[cfg(doc)]
 use crate::log::ProducerSettings;
 use crate::log::{self, Log, TopicSpec};
-use crate::patterns::atomic_store;
+use crate::patterns::{atomic_store, schedule};
 
 /// The file that is read when it exists and no other is named.
 const DEFAULT_FILE: &str = "barnabas.toml";
@@ -41,6 +41,8 @@ pub struct Config {
     pub push: PushConfig,
     /// Jobs that are posted.
     pub jobs: JobsConfig,
+    /// Events that are posted for later.
+    pub schedules: SchedulesConfig,
     /// Requests that may be repeated.
     pub idempotency: IdempotencyConfig,
     /// The page and the browser client.
@@ -154,7 +156,12 @@ impl TopicsConfig {
         format!("{}.idempotency", self.prefix)
     }
 
-    /// The gateway's own topics as they should be, except for [`TopicsConfig::idempotency`].
+    /// The topic of schedules, keyed by schedule id.
+    pub fn schedules(&self) -> String {
+        format!("{}.schedules", self.prefix)
+    }
+
+    /// The gateway's own topics as they should be, except for [`TopicsConfig::idempotency`] and [`TopicsConfig::schedules`].
     pub fn specs(&self) -> Vec<TopicSpec> {
         let notifications = TopicSpec {
             fixed_partitions: true,
@@ -423,6 +430,30 @@ impl JobTypeConfig {
     }
 }
 
+/// Events that are posted for later. They go to the topics of [`EventsConfig::topics`]; with none there are no schedules.
+#[derive(Clone, Debug)]
+pub struct SchedulesConfig {
+    /// Whether this node fires what is due. At least one of those on a log has to. Default true, `BARNABAS_SCHEDULES_FIRE`.
+    pub fire: bool,
+}
+
+impl Default for SchedulesConfig {
+    fn default() -> Self {
+        Self { fire: true }
+    }
+}
+
+impl SchedulesConfig {
+    /// The topics of schedules and of the commands for them, as they should be.
+    pub fn topic_specs(topics: &TopicsConfig) -> [TopicSpec; 2] {
+        let specs = schedule::topics(&topics.schedules(), topics.partitions, topics.retention);
+        specs.map(|spec| TopicSpec {
+            replication: topics.replication,
+            ..spec
+        })
+    }
+}
+
 /// Requests that may be repeated.
 #[derive(Clone, Debug)]
 pub struct IdempotencyConfig {
@@ -565,6 +596,7 @@ const SETTINGS: &[Setting] = &[
     Setting { key: "jobs.memory_bytes", help: "waiting jobs in memory, all together [16777216]", read: |c, v| put_positive(v, &mut c.jobs.memory_bytes) },
     Setting { key: "jobs.deadline_ms", help: "time for the log to acknowledge a job, plus 1 s per MiB [20000]", read: |c, v| put_duration(v, 1, &mut c.jobs.deadline) },
     Setting { key: "jobs.view", help: "keep the state of jobs on this node [true]", read: |c, v| put_bool(v, &mut c.jobs.view) },
+    Setting { key: "schedules.fire", help: "fire the schedules that are due [true]", read: |c, v| put_bool(v, &mut c.schedules.fire) },
     Setting { key: "idempotency.retention_hours", help: "hours for which a repeated request is answered as the first time [24]", read: |c, v| put_duration(v, 3_600_000, &mut c.idempotency.retention) },
     Setting { key: "web_dir", help: "serve the page from this folder [from the binary]", read: |c, v| put_some(v, &mut c.web.dir) },
     Setting { key: "logging.format", help: "text or json [text]", read: |c, v| put(v, &mut c.logging.format) },
@@ -678,6 +710,9 @@ impl Config {
     pub fn topic_specs(&self) -> Vec<TopicSpec> {
         let mut specs = self.topics.specs();
         specs.push(self.idempotency.topic_spec(&self.topics));
+        if self.has_schedules() {
+            specs.extend(SchedulesConfig::topic_specs(&self.topics));
+        }
         specs.extend(
             self.jobs
                 .types
@@ -685,6 +720,11 @@ impl Config {
                 .map(|job_type| job_type.topic_spec(&self.topics)),
         );
         specs
+    }
+
+    /// Whether there is a topic to which events can be scheduled.
+    pub fn has_schedules(&self) -> bool {
+        !self.events.topics.is_empty()
     }
 
     fn read_flag(&mut self, flag: &str, value: &str) -> Result<(), ConfigError> {

@@ -23,6 +23,7 @@ mod jobs;
 mod origin;
 mod outbox;
 pub mod program;
+mod schedules;
 pub mod token;
 mod topic_events;
 mod trace;
@@ -40,6 +41,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::log::{self, Log, Producer, ProducerSettings, TopicDescription};
+use crate::patterns::schedule::Scheduler;
 pub use admin::Admin;
 pub use config::{Config, ConfigError};
 pub use data_dir::DataDir;
@@ -51,6 +53,7 @@ use job_view::{JobView, JobViewError};
 pub use jobs::Jobs;
 use jobs::LaneContext;
 pub use program::Program;
+pub use schedules::Schedules;
 pub use topic_events::TopicEvents;
 
 /// What every handler can reach. Clones are cheap.
@@ -82,6 +85,8 @@ pub struct AppParts {
     pub admin: Admin,
     /// The states of jobs; `None` when this node leaves them to others.
     pub job_view: Option<JobView>,
+    /// Takes schedules in; `None` when no topic is open for posting.
+    pub schedules: Option<Schedules>,
     /// Cancelled when the gateway is told to stop: streams tell their clients to come back, loops end.
     pub stopping: CancellationToken,
     /// Tasks that outlive the request that began them. All of them end soon after `stopping`.
@@ -175,6 +180,8 @@ impl Server {
             }
             false => None,
         };
+        let scheduler = || Scheduler::new(log.clone(), &config.topics.schedules(), producer.clone());
+        let schedules = config.has_schedules().then(|| Schedules::new(scheduler()));
         let app = App(Arc::new(AppParts {
             config,
             data,
@@ -187,6 +194,7 @@ impl Server {
             idempotency,
             admin: Admin::default(),
             job_view,
+            schedules,
             stopping,
             tasks,
         }));
@@ -215,6 +223,9 @@ impl Server {
         if let Some(view) = app.job_view.clone() {
             app.tasks
                 .spawn(view.run(app.log.clone(), app.config.topics.jobs(), app.stopping.clone()));
+        }
+        if app.schedules.is_some() && app.config.schedules.fire {
+            app.tasks.spawn(schedules::fire(app.clone()));
         }
         http::serve(listener, router(&app), &app.config.http, app.stopping.clone()).await;
         drop(working);
@@ -253,6 +264,7 @@ fn router(app: &App) -> Router {
         .merge(health::routes())
         .merge(events::routes())
         .merge(topic_events::routes())
+        .merge(schedules::routes())
         .merge(jobs::routes())
         .merge(job_view::routes())
         .merge(transport::routes())

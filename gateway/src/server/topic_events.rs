@@ -70,7 +70,11 @@ impl TopicEvents {
         })
     }
 
-    fn producer(&self, topic: &str) -> Result<&Producer, Error> {
+    /// The producer of a topic.
+    ///
+    /// # Errors
+    /// The topic is not open for posting.
+    pub(super) fn producer(&self, topic: &str) -> Result<&Producer, Error> {
         self.producers.get(topic).ok_or_else(|| {
             Error::not_found(
                 "unknown-topic",
@@ -225,18 +229,18 @@ fn lines(topic: &str, body: &[u8]) -> Result<Vec<ProducerRecord>, Error> {
 /// A plain event of a topic.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TopicEvent {
+pub(super) struct TopicEvent {
     #[serde(rename = "type")]
-    event_type: String,
-    data: Option<Box<RawValue>>,
-    id: Option<String>,
-    subject: Option<String>,
+    pub(super) event_type: String,
+    pub(super) data: Option<Box<RawValue>>,
+    pub(super) id: Option<String>,
+    pub(super) subject: Option<String>,
     /// What must stay in order has the same.
-    partitionkey: Option<String>,
+    pub(super) partitionkey: Option<String>,
 }
 
 impl TopicEvent {
-    fn into_record(self, topic: &str) -> Result<ProducerRecord, Error> {
+    pub(super) fn into_record(self, topic: &str) -> Result<ProducerRecord, Error> {
         if let Some(key) = &self.partitionkey {
             check_attribute("partitionkey", key)?;
         }

@@ -7,5 +7,6 @@ mod events;
 mod http;
 mod idempotency;
 mod jobs;
+mod schedules;
 mod support;
 mod topic_events;

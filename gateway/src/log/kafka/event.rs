@@ -133,8 +133,7 @@ impl Consumer {
     pub(super) fn take(&self, most: usize) -> Vec<Message> {
         let mut messages: Vec<*mut sys::rd_kafka_message_t> = vec![ptr::null_mut(); most];
         // SAFETY: the queue is alive as long as `self`, and there is room for `most` pointers.
-        let taken =
-            unsafe { sys::rd_kafka_consume_batch_queue(self.queue.0.as_ptr(), 0, messages.as_mut_ptr(), most) };
+        let taken = unsafe { sys::rd_kafka_consume_batch_queue(self.queue.0.as_ptr(), 0, messages.as_mut_ptr(), most) };
         messages.truncate(usize::try_from(taken).unwrap_or(0));
         messages.into_iter().filter_map(NonNull::new).map(Message).collect()
     }

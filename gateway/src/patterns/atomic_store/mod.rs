@@ -22,8 +22,6 @@
 //! [`AtomicStoreSettings::keep_ended`] after its last change, and any other key when the state topic's retention has passed
 //! since its last change, for then the log forgets it too. Commands for a key that has left find no state.
 
-mod owner;
-mod partition;
 mod states;
 
 use std::collections::BTreeMap;
@@ -35,11 +33,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use self::states::Bounds;
+use self::states::{Bounds, States};
 use super::dead_letter::{HEADER_ROOM, KEEP_DEAD_LETTERS, dead_letter_topic};
+use super::owner::{self, OwnerSettings};
 use super::scan::Scan;
-use super::{Error, millis};
-use crate::log::{Appended, CleanupPolicy, Log, Producer, ProducerRecord, TopicSpec};
+use super::{Error, millis, now_ms};
+use crate::log::{Appended, CleanupPolicy, Log, Producer, ProducerRecord, TopicPartition, TopicSpec};
 
 /// What a store keeps, and what commands do to it. Both functions are pure: the same commands give the same state.
 pub trait Aggregate: Send + Sync + 'static {
@@ -100,7 +99,7 @@ impl AtomicStoreSettings {
 /// A store's owner in this process: it takes its share of the partitions among all owners of the store.
 pub struct AtomicStore<A> {
     log: Log,
-    settings: AtomicStoreSettings,
+    store: String,
     aggregate: Arc<A>,
     bounds: Bounds,
 }
@@ -118,35 +117,46 @@ impl<A: Aggregate> AtomicStore<A> {
         aggregate: A,
         stopping: CancellationToken,
     ) -> Result<(), Error> {
-        let commands = log.describe_topic(&commands_topic(&settings.store)).await?;
-        let states = log.describe_topic(&settings.store).await?;
-        let dead_letters = log.describe_topic(&dead_letters_topic(&settings.store)).await?;
-        for other in [&states, &dead_letters] {
-            if commands.partitions != other.partitions {
-                return Err(Error::PartitionCounts {
-                    left: commands.name,
-                    left_partitions: commands.partitions,
-                    right: other.name.clone(),
-                    right_partitions: other.partitions,
-                });
-            }
-        }
+        let commands = commands_topic(&settings.store);
+        let states = owner::topic_beside(&log, &commands, &settings.store).await?;
+        owner::topic_beside(&log, &commands, &dead_letters_topic(&settings.store)).await?;
         let retention_ms = match states.cleanup {
             CleanupPolicy::Compact => None,
             CleanupPolicy::Delete | CleanupPolicy::CompactDelete => states.retention.map(millis),
         };
+        let window_commands = settings.window_commands.max(1);
         let bounds = Bounds {
-            window_commands: settings.window_commands.max(1),
+            window_commands,
             keep_ended_ms: millis(settings.keep_ended),
             retention_ms,
         };
-        let store = Arc::new(Self {
-            log,
-            settings,
+        let owners = OwnerSettings {
+            name: settings.store.clone(),
+            commands,
+            window_commands,
+            session_timeout: settings.session_timeout,
+        };
+        let store = Self {
+            log: log.clone(),
+            store: settings.store,
             aggregate: Arc::new(aggregate),
             bounds,
-        });
-        owner::run(store, stopping).await
+        };
+        owner::run(log, owners, store, stopping).await
+    }
+}
+
+impl<A: Aggregate> owner::Store for AtomicStore<A> {
+    type State = States<A>;
+
+    async fn restore(&self, partition: i32, _: &str) -> Result<States<A>, Error> {
+        let states = TopicPartition::new(self.store.as_str(), partition);
+        let mut states = States::new(self.aggregate.clone(), self.bounds, states);
+        owner::read_partition(&self.log, &self.store, partition, |record| {
+            states.restore(record, now_ms());
+        })
+        .await?;
+        Ok(states)
     }
 }
 

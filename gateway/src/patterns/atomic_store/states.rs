@@ -6,11 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::{Aggregate, Derived, Error};
+use serde::de::DeserializeOwned;
+
+use super::{Aggregate, Derived, Error, commands_topic};
 use crate::log::{ProducerRecord, Record, TopicPartition};
+use crate::patterns::consumer::FailureKind;
+use crate::patterns::hop::{Hop, Why};
+use crate::patterns::owner::State;
 
 /// What the committed log says of each key of a partition.
-pub(super) struct States<A: Aggregate> {
+pub(crate) struct States<A: Aggregate> {
     aggregate: Arc<A>,
     bounds: Bounds,
     /// The partition of the state topic.
@@ -22,7 +27,7 @@ pub(super) struct States<A: Aggregate> {
 
 /// What bounds the memory and the windows of a partition.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(crate) struct Bounds {
     /// Most commands, and most due keys, of one window.
     pub(super) window_commands: usize,
     /// How long an ended key stays after its last change.
@@ -39,7 +44,7 @@ struct Kept<S> {
 }
 
 /// The keys touched since the last commit.
-pub(super) struct Window<S> {
+pub(crate) struct Window<S> {
     /// In key order, so that the same window always gives the same transaction.
     touched: BTreeMap<Arc<str>, Touched<S>>,
     /// Commands that could not be read, as they are kept.
@@ -52,22 +57,97 @@ struct Touched<S> {
     changed: bool,
 }
 
-impl<S> Window<S> {
-    pub(super) fn new() -> Self {
+impl<S> Default for Window<S> {
+    fn default() -> Self {
         Self {
             touched: BTreeMap::new(),
             dead_letters: Vec::new(),
         }
     }
+}
 
-    /// Keeps a command that cannot be read.
-    pub(super) fn bury(&mut self, dead_letter: ProducerRecord) {
-        self.dead_letters.push(dead_letter);
+impl<A: Aggregate> State for States<A> {
+    type Window = Window<A::State>;
+
+    fn apply(&self, window: &mut Window<A::State>, command: &Record) {
+        match decode::<A::Command>(command) {
+            Ok((key, command)) => self.change(window, key, command),
+            Err(reason) => {
+                let store = &self.partition.topic;
+                let commands = TopicPartition::new(commands_topic(store), self.partition.partition);
+                tracing::warn!(
+                    topic = %commands.topic, partition = commands.partition, offset = command.offset,
+                    reason, "a command that cannot be read is kept as a dead letter"
+                );
+                let why = Why {
+                    group: store,
+                    attempts: 1,
+                    kind: FailureKind::NonRetriable.as_str(),
+                    message: &reason,
+                };
+                let dead_letters = Hop::to_dead_letters(&commands.topic, store);
+                window
+                    .dead_letters
+                    .push(dead_letters.record(&commands, command, true, &why));
+            }
+        }
     }
 
-    /// What [`Window::bury`] was given.
-    pub(super) fn take_dead_letters(&mut self) -> Vec<ProducerRecord> {
-        std::mem::take(&mut self.dead_letters)
+    /// Each key of the window is derived once. The records are changed states (a tombstone for a removed one), then events, then
+    /// commands that could not be read.
+    fn derive(&self, window: &mut Window<A::State>, now_ms: i64) -> Result<Vec<ProducerRecord>, Error> {
+        let room = self.bounds.window_commands;
+        for (_, key) in self.due.iter().take_while(|(at_ms, _)| *at_ms <= now_ms).take(room) {
+            if !window.touched.contains_key(key) {
+                self.touch(window, key.clone());
+            }
+        }
+        let (mut records, mut events) = (Vec::new(), Vec::new());
+        for (key, touched) in &mut window.touched {
+            if let Some(state) = &mut touched.state {
+                let derived: Derived = self.aggregate.derive(key, state, now_ms);
+                events.extend(derived.events);
+                // A time that has passed already would never let the owner rest.
+                touched.again_at_ms = derived.again_at_ms.map(|at_ms| at_ms.max(now_ms + 1));
+            }
+            touched.changed = touched.state.as_ref() != self.kept.get(key).map(|kept| &kept.state);
+            if touched.changed {
+                records.push(self.record(key, touched.state.as_ref(), now_ms)?);
+            }
+        }
+        records.append(&mut events);
+        records.append(&mut window.dead_letters);
+        Ok(records)
+    }
+
+    fn keep(&mut self, window: Window<A::State>, now_ms: i64) {
+        for (key, touched) in window.touched {
+            let written_ms = self.forget_key(&key).map(|kept| kept.written_ms);
+            if let Some(state) = touched.state {
+                let written_ms = written_ms.filter(|_| !touched.changed).unwrap_or(now_ms);
+                self.insert(key, state, written_ms, touched.again_at_ms);
+            }
+        }
+    }
+
+    fn due_ms(&self) -> Option<i64> {
+        self.due.first().map(|(at_ms, _)| *at_ms)
+    }
+
+    fn forget(&mut self, now_ms: i64) {
+        let forgotten: Vec<Arc<str>> = self
+            .kept
+            .iter()
+            .filter(|(_, kept)| self.is_forgotten(&kept.state, kept.written_ms, now_ms))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in forgotten {
+            self.forget_key(&key);
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.kept.len()
     }
 }
 
@@ -113,76 +193,13 @@ impl<A: Aggregate> States<A> {
     }
 
     /// Applies a command in the window.
-    pub(super) fn apply(&self, window: &mut Window<A::State>, key: &str, command: A::Command) {
+    fn change(&self, window: &mut Window<A::State>, key: &str, command: A::Command) {
         if !window.touched.contains_key(key) {
             self.touch(window, key.into());
         }
         if let Some(touched) = window.touched.get_mut(key) {
             self.aggregate.apply(key, &mut touched.state, command);
         }
-    }
-
-    /// Adds what has become due, derives each key of the window once, and returns the records of its transaction: changed
-    /// states (a tombstone for a removed one), then events.
-    ///
-    /// # Errors
-    /// [`Error::Encode`].
-    pub(super) fn derive(&self, window: &mut Window<A::State>, now_ms: i64) -> Result<Vec<ProducerRecord>, Error> {
-        let room = self.bounds.window_commands;
-        for (_, key) in self.due.iter().take_while(|(at_ms, _)| *at_ms <= now_ms).take(room) {
-            if !window.touched.contains_key(key) {
-                self.touch(window, key.clone());
-            }
-        }
-        let (mut records, mut events) = (Vec::new(), Vec::new());
-        for (key, touched) in &mut window.touched {
-            if let Some(state) = &mut touched.state {
-                let derived: Derived = self.aggregate.derive(key, state, now_ms);
-                events.extend(derived.events);
-                // A time that has passed already would never let the owner rest.
-                touched.again_at_ms = derived.again_at_ms.map(|at_ms| at_ms.max(now_ms + 1));
-            }
-            touched.changed = touched.state.as_ref() != self.kept.get(key).map(|kept| &kept.state);
-            if touched.changed {
-                records.push(self.record(key, touched.state.as_ref(), now_ms)?);
-            }
-        }
-        records.append(&mut events);
-        Ok(records)
-    }
-
-    /// Takes over a window whose transaction is committed.
-    pub(super) fn keep(&mut self, window: Window<A::State>, now_ms: i64) {
-        for (key, touched) in window.touched {
-            let written_ms = self.forget_key(&key).map(|kept| kept.written_ms);
-            if let Some(state) = touched.state {
-                let written_ms = written_ms.filter(|_| !touched.changed).unwrap_or(now_ms);
-                self.insert(key, state, written_ms, touched.again_at_ms);
-            }
-        }
-    }
-
-    /// When the next key is to be derived, in milliseconds since the Unix epoch.
-    pub(super) fn due_ms(&self) -> Option<i64> {
-        self.due.first().map(|(at_ms, _)| *at_ms)
-    }
-
-    /// Drops the keys that memory need not hold any more.
-    pub(super) fn forget(&mut self, now_ms: i64) {
-        let forgotten: Vec<Arc<str>> = self
-            .kept
-            .iter()
-            .filter(|(_, kept)| self.is_forgotten(&kept.state, kept.written_ms, now_ms))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in forgotten {
-            self.forget_key(&key);
-        }
-    }
-
-    /// Keys in memory.
-    pub(super) fn len(&self) -> usize {
-        self.kept.len()
     }
 
     fn touch(&self, window: &mut Window<A::State>, key: Arc<str>) {
@@ -239,6 +256,14 @@ impl<A: Aggregate> States<A> {
     }
 }
 
+fn decode<C: DeserializeOwned>(record: &Record) -> Result<(&str, C), String> {
+    let key = record.key.as_ref().ok_or("it has no key")?;
+    let key = std::str::from_utf8(key).map_err(|_| "its key is not UTF-8")?;
+    let value = record.value.as_ref().ok_or("it has no value")?;
+    let command = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+    Ok((key, command))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,9 +310,9 @@ mod tests {
 
     /// Commits a window of commands and returns its records as topic, key and value.
     fn window(states: &mut States<Sums>, now_ms: i64, commands: &[(&str, u32)]) -> Vec<String> {
-        let mut window = Window::new();
+        let mut window = Window::default();
         for (key, command) in commands {
-            states.apply(&mut window, key, *command);
+            states.change(&mut window, key, *command);
         }
         let records = states.derive(&mut window, now_ms).expect("numbers are JSON");
         states.keep(window, now_ms);
@@ -328,9 +353,9 @@ mod tests {
     fn a_dropped_window_has_changed_nothing() {
         let mut states = states();
         window(&mut states, 1, &[("a", 1)]);
-        let mut dropped = Window::new();
-        states.apply(&mut dropped, "a", 7);
-        states.apply(&mut dropped, "b", 7);
+        let mut dropped = Window::default();
+        states.change(&mut dropped, "a", 7);
+        states.change(&mut dropped, "b", 7);
         states.derive(&mut dropped, 2).expect("numbers are JSON");
         drop(dropped);
         assert_eq!(window(&mut states, 3, &[("a", 1)]), ["sums a 2", "events a 2"]);

@@ -1,21 +1,16 @@
-//! The task that owns one partition of a store: restore, then window after window.
+//! The task that owns one partition: restore, then window after window.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::owner::{Inbox, LinkId, Request};
-use super::states::{States, Window};
-use super::{Aggregate, AtomicStore, Error};
+use super::{Error, Inbox, LinkId, Request, Shared, State, Store};
 use crate::log::{
     self, CommittedOffset, GroupMetadata, NextOffset, Record, StartAt, TopicPartition, TransactionalProducer,
 };
-use crate::patterns::consumer::FailureKind;
-use crate::patterns::hop::{Hop, Why};
 use crate::patterns::now_ms;
 
 /// The shortest and the longest rest after a failure; it doubles from one to the other.
@@ -42,8 +37,16 @@ pub(super) struct Link {
     pub(super) requests: mpsc::Sender<Request>,
 }
 
+/// How a partition that was served well has ended.
+enum Ended {
+    /// It goes to another owner, or nowhere.
+    Left,
+    /// It has more on the log.
+    Dry,
+}
+
 /// Owns the partition until it leaves, beginning after a rest. A failure drops what is in memory; the log brings it back.
-pub(super) async fn run<A: Aggregate>(store: Arc<AtomicStore<A>>, link: Link, mut rest: Duration) {
+pub(super) async fn run<S: Store>(store: Arc<Shared<S>>, link: Link, mut rest: Duration) {
     loop {
         tokio::select! {
             () = link.leaving.cancelled() => return,
@@ -63,7 +66,14 @@ pub(super) async fn run<A: Aggregate>(store: Arc<AtomicStore<A>>, link: Link, mu
             }
             Err(error) => Err(error),
         };
-        let Err(error) = ended else { return };
+        let error = match ended {
+            Ok(Ended::Left) => return,
+            Ok(Ended::Dry) => {
+                rest = Duration::ZERO;
+                continue;
+            }
+            Err(error) => error,
+        };
         rest = longer(rest);
         if let Error::Log(log::Error::Fenced(_)) = error {
             // Another owner: fencing it in turn at once would help nobody. The group says soon whose the partition is.
@@ -77,12 +87,12 @@ pub(super) async fn run<A: Aggregate>(store: Arc<AtomicStore<A>>, link: Link, mu
 }
 
 /// An owned and restored partition.
-struct Partition<'a, A: Aggregate> {
-    store: &'a AtomicStore<A>,
+struct Partition<'a, S: Store> {
+    store: &'a Shared<S>,
     link: &'a Link,
     producer: TransactionalProducer,
-    states: States<A>,
-    /// What the group has committed: where `states` stands.
+    state: S::State,
+    /// What the group has committed: where `state` stands.
     committed: NextOffset,
     /// What a commit would say now.
     consumed: NextOffset,
@@ -92,14 +102,17 @@ struct Partition<'a, A: Aggregate> {
     has_committed: bool,
 }
 
-impl<'a, A: Aggregate> Partition<'a, A> {
+impl<'a, S: Store> Partition<'a, S> {
     /// Takes the partition over. The order is the point: the producer fences the earlier owner and waits until its open
     /// transaction is decided, so that nothing can be committed between the offset that is read next and the states.
-    async fn open(store: &'a AtomicStore<A>, link: &'a Link) -> Result<Self, Error> {
+    async fn open(store: &'a Shared<S>, link: &'a Link) -> Result<Self, Error> {
         let number = link.partition.partition;
-        let transactional_id = format!("{}-{number}", store.settings.store);
+        let transactional_id = format!("{}-{number}", store.settings.name);
         let producer = store.log.transactional_producer(&transactional_id).await?;
-        let committed = link.committed().await?.map(|committed| committed.next_offset);
+        let (committed, noted) = match link.committed().await? {
+            Some(committed) => (Some(committed.next_offset), committed.metadata),
+            None => (None, String::new()),
+        };
         let start = NextOffset(store.log.offset(&link.partition, StartAt::Start).await?);
         if let Some(committed) = committed.filter(|committed| *committed < start) {
             tracing::error!(
@@ -108,20 +121,20 @@ impl<'a, A: Aggregate> Partition<'a, A> {
             );
         }
         let committed = committed.unwrap_or(link.assigned).max(start);
-        let states = restore(store, number).await?;
+        let state = store.store.restore(number, &noted).await?;
         link.rewind(committed).await?;
         tracing::info!(
-            store = store.settings.store,
+            store = store.settings.name,
             partition = number,
             offset = committed.0,
-            keys = states.len(),
+            keys = state.len(),
             "partition restored"
         );
         Ok(Self {
             store,
             link,
             producer,
-            states,
+            state,
             committed,
             consumed: committed,
             records: Vec::new().into_iter(),
@@ -134,18 +147,21 @@ impl<'a, A: Aggregate> Partition<'a, A> {
     ///
     /// A window that was not full is followed by a pause as long as it took: under load the store then takes half of the log's
     /// time at most, and fewer and fuller windows do the same work. The first command after a quiet time never waits.
-    async fn serve(&mut self) -> Result<(), Error> {
+    async fn serve(&mut self) -> Result<Ended, Error> {
         let mut forget_at = Instant::now() + FORGET_EVERY;
         let mut rest = Duration::ZERO;
         loop {
+            if self.state.is_dry() {
+                return Ok(Ended::Dry);
+            }
             if Instant::now() >= forget_at {
-                self.states.forget(now_ms());
+                self.state.forget(now_ms());
                 forget_at = Instant::now() + FORGET_EVERY;
             }
-            let due = self.states.due_ms().map(until);
+            let due = self.state.due_ms().map(until);
             tokio::select! {
                 biased;
-                () = self.link.leaving.cancelled() => return Ok(()),
+                () = self.link.leaving.cancelled() => return Ok(Ended::Left),
                 () = std::future::ready(()), if self.records.len() > 0 => {}
                 () = self.link.inbox.ready() => {}
                 () = sleep(due.unwrap_or_default()), if due.is_some() => {}
@@ -153,11 +169,11 @@ impl<'a, A: Aggregate> Partition<'a, A> {
             }
             let begin = Instant::now();
             let error = match self.window().await {
-                Ok(commands) => {
+                Ok(fill) => {
                     rest = Duration::ZERO;
-                    if commands < self.store.bounds.window_commands {
+                    if fill < self.store.settings.window_commands {
                         tokio::select! {
-                            () = self.link.leaving.cancelled() => return Ok(()),
+                            () = self.link.leaving.cancelled() => return Ok(Ended::Left),
                             () = sleep(begin.elapsed().min(PAUSE)) => {}
                         }
                     }
@@ -175,44 +191,53 @@ impl<'a, A: Aggregate> Partition<'a, A> {
             self.rewind().await?;
             rest = longer(rest);
             tokio::select! {
-                () = self.link.leaving.cancelled() => return Ok(()),
+                () = self.link.leaving.cancelled() => return Ok(Ended::Left),
                 () = sleep(rest) => {}
             }
         }
     }
 
-    /// Applies the commands that have come, derives, and commits it all in one transaction. Says how many commands that were.
+    /// Applies the commands that have come, derives, and commits it all in one transaction. Says how full it was: its commands or
+    /// its records, whichever are more.
     async fn window(&mut self) -> Result<usize, Error> {
-        let mut window = Window::new();
+        let mut window = <S::State as State>::Window::default();
         let commands = self.fill(&mut window).await;
         let now_ms = now_ms();
-        let records = self.states.derive(&mut window, now_ms)?;
+        let records = self.state.derive(&mut window, now_ms)?;
+        let fill = commands.max(records.len());
         // With offsets, also those of before, the log refuses an owner that the group has replaced: one that was cut off may have
         // taken its transactional id back from its successor.
-        let has_offsets = commands > 0 || !records.is_empty();
+        let has_offsets = fill > 0;
         let mut transaction = self.producer.begin();
-        for record in records.into_iter().chain(window.take_dead_letters()) {
+        for record in records {
             transaction.send(record).await?;
         }
         if has_offsets {
             let group = self.link.metadata().await?;
-            transaction.send_offsets(group, [(self.link.partition.clone(), self.consumed)]);
+            let consumed = CommittedOffset {
+                next_offset: self.consumed,
+                metadata: self.state.note(&window),
+            };
+            transaction.send_offsets(group, [(self.link.partition.clone(), consumed)]);
         }
-        transaction.commit().await?;
+        if let Err(error) = transaction.commit().await {
+            self.state.refused(&window, &error);
+            return Err(error.into());
+        }
         self.has_committed |= has_offsets;
-        self.states.keep(window, now_ms);
+        self.state.keep(window, now_ms);
         self.committed = self.consumed;
-        Ok(commands)
+        Ok(fill)
     }
 
     /// Applies what waits, as far as one window takes it, and says how many commands that were.
-    async fn fill(&mut self, window: &mut Window<A::State>) -> usize {
-        let most = self.store.bounds.window_commands;
+    async fn fill(&mut self, window: &mut <S::State as State>::Window) -> usize {
+        let most = self.store.settings.window_commands;
         let mut commands = 0;
         while commands < most {
             if let Some(record) = self.records.next() {
                 self.consumed = NextOffset::after(record.offset);
-                self.apply(window, &record);
+                self.state.apply(window, &record);
                 commands += 1;
                 continue;
             }
@@ -229,65 +254,12 @@ impl<'a, A: Aggregate> Partition<'a, A> {
         commands
     }
 
-    fn apply(&self, window: &mut Window<A::State>, record: &Record) {
-        match decode::<A::Command>(record) {
-            Ok((key, command)) => self.states.apply(window, key, command),
-            Err(reason) => {
-                tracing::warn!(
-                    topic = %self.link.partition.topic, partition = self.link.partition.partition, offset = record.offset,
-                    reason, "a command that cannot be read is kept as a dead letter"
-                );
-                let why = Why {
-                    group: &self.store.settings.store,
-                    attempts: 1,
-                    kind: FailureKind::NonRetriable.as_str(),
-                    message: &reason,
-                };
-                let dead_letters = Hop::to_dead_letters(&self.link.partition.topic, why.group);
-                window.bury(dead_letters.record(&self.link.partition, record, true, &why));
-            }
-        }
-    }
-
     async fn rewind(&mut self) -> Result<(), Error> {
         self.records = Vec::new().into_iter();
         self.consumed = self.committed;
         self.batch_end = self.committed;
         Ok(self.link.rewind(self.committed).await?)
     }
-}
-
-/// Reads the partition of the state topic to its end.
-async fn restore<A: Aggregate>(store: &AtomicStore<A>, number: i32) -> Result<States<A>, Error> {
-    let mut reader = store.log.reader(&store.settings.store).await?;
-    let mut states = States::new(store.aggregate.clone(), store.bounds, reader.topic_partition(number));
-    reader.assign(number, StartAt::Start).await?;
-    loop {
-        match reader.next().await {
-            Ok(batch) => {
-                let now_ms = now_ms();
-                for record in &batch.records {
-                    states.restore(record, now_ms);
-                }
-                if batch.caught_up {
-                    return Ok(states);
-                }
-            }
-            // Retention or compaction took the start away meanwhile. What was read before is overwritten by what is kept.
-            Err(log::Error::OffsetOutOfRange { .. }) => {
-                reader.assign(number, StartAt::Start).await?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn decode<C: DeserializeOwned>(record: &Record) -> Result<(&str, C), String> {
-    let key = record.key.as_ref().ok_or("it has no key")?;
-    let key = std::str::from_utf8(key).map_err(|_| "its key is not UTF-8")?;
-    let value = record.value.as_ref().ok_or("it has no value")?;
-    let command = serde_json::from_slice(value).map_err(|error| error.to_string())?;
-    Ok((key, command))
 }
 
 /// Whether nothing of the transaction is visible, and the producer may go on.

@@ -1,10 +1,14 @@
-//! The member of the store's group: hands the records of each partition to the task that owns it, and does for the tasks what
-//! only the member can do.
+//! Owners of partitions: each partition of a topic of commands has one owner among all processes, which alone writes what
+//! follows from them, in transactions with the consumed offset. What it keeps and writes is its [`Store`]'s.
 //!
-//! Each partition has a task and an [`Inbox`], so that a slow transaction holds up its own partition only. A revoked
-//! partition is released when its task has finished its window.
+//! Here is the member of the owners' group: it hands the records of each partition to the task that owns it, and does for the
+//! tasks what only the member can do. Each partition has a task and an [`Inbox`], so that a slow transaction holds up its own
+//! partition only. A revoked partition is released when its task has finished its window.
+
+mod partition;
 
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,10 +17,11 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::partition::{self, Link};
-use super::{Aggregate, AtomicStore, Error, commands_topic};
+use self::partition::Link;
+use super::Error;
 use crate::log::{
-    self, Batch, CommittedOffset, GroupEvent, GroupMember, GroupMetadata, GroupSettings, NextOffset, TopicPartition,
+    self, Batch, CommittedOffset, GroupEvent, GroupMember, GroupMetadata, GroupSettings, Log, NextOffset,
+    ProducerRecord, Record, StartAt, TopicDescription, TopicPartition,
 };
 
 /// A partition for which so much waits is paused; what the engine had read ahead by then still comes in. Batches are not counted:
@@ -32,15 +37,132 @@ const REQUESTS: usize = 64;
 /// How long a partition rests whose task panicked.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
+/// What owners keep of partitions.
+pub(crate) trait Store: Send + Sync + 'static {
+    /// What is kept of one partition.
+    type State: State;
+
+    /// Reads what is kept of a partition from the log. Nobody else writes it meanwhile, and it is as it was when the offset was
+    /// committed that has `noted` beside it.
+    fn restore(&self, partition: i32, noted: &str) -> impl Future<Output = Result<Self::State, Error>> + Send;
+}
+
+/// What an owner keeps of a partition. It changes only by windows whose transaction is committed: undoing one is dropping it.
+pub(crate) trait State: Send {
+    /// Commands that are about to change it.
+    type Window: Default + Send;
+
+    /// Applies a command in the window.
+    fn apply(&self, window: &mut Self::Window, command: &Record);
+
+    /// Adds what has become due, and returns the records of the window's transaction.
+    fn derive(&self, window: &mut Self::Window, now_ms: i64) -> Result<Vec<ProducerRecord>, Error>;
+
+    /// What is noted beside the offset that the window commits.
+    fn note(&self, _window: &Self::Window) -> String {
+        String::new()
+    }
+
+    /// Takes over a window whose transaction is committed.
+    fn keep(&mut self, window: Self::Window, now_ms: i64);
+
+    /// A window whose transaction was aborted for this.
+    fn refused(&mut self, _window: &Self::Window, _error: &log::Error) {}
+
+    /// When something becomes due, in milliseconds since the Unix epoch.
+    fn due_ms(&self) -> Option<i64>;
+
+    /// Drops what memory need not hold any more. Called now and then.
+    fn forget(&mut self, _now_ms: i64) {}
+
+    /// Whether there is more on the log than here, and it is needed now: the partition is then restored anew.
+    fn is_dry(&self) -> bool {
+        false
+    }
+
+    /// Keys in memory.
+    fn len(&self) -> usize;
+}
+
+/// How partitions are owned.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnerSettings {
+    /// The consumer group of the owners, and the stem of their transactional ids.
+    pub(crate) name: String,
+    /// The topic of commands.
+    pub(crate) commands: String,
+    /// Most commands of one transaction.
+    pub(crate) window_commands: usize,
+    /// After it the partitions of an owner that cannot be heard go to another.
+    pub(crate) session_timeout: Duration,
+}
+
+/// What the tasks share.
+struct Shared<S> {
+    log: Log,
+    settings: OwnerSettings,
+    store: S,
+}
+
+/// A topic beside that of commands, which must have as many partitions.
+///
+/// # Errors
+/// [`Error::PartitionCounts`]; [`Error::Log`] when one of them does not exist.
+pub(crate) async fn topic_beside(log: &Log, commands: &str, other: &str) -> Result<TopicDescription, Error> {
+    let commands = log.describe_topic(commands).await?;
+    let other = log.describe_topic(other).await?;
+    match commands.partitions == other.partitions {
+        true => Ok(other),
+        false => Err(Error::PartitionCounts {
+            left: commands.name,
+            left_partitions: commands.partitions,
+            right: other.name,
+            right_partitions: other.partitions,
+        }),
+    }
+}
+
+/// Reads a partition from its start to its end.
+pub(crate) async fn read_partition(
+    log: &Log,
+    topic: &str,
+    partition: i32,
+    mut each: impl FnMut(&Record),
+) -> Result<(), Error> {
+    let mut reader = log.reader(topic).await?;
+    reader.assign(partition, StartAt::Start).await?;
+    loop {
+        match reader.next().await {
+            Ok(batch) => {
+                batch.records.iter().for_each(&mut each);
+                if batch.caught_up {
+                    return Ok(());
+                }
+            }
+            // Retention or compaction took the start away meanwhile. What was read before is overwritten by what is kept.
+            Err(log::Error::OffsetOutOfRange { .. }) => {
+                reader.assign(partition, StartAt::Start).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Takes part in the group until `stopping`, or until the log ends.
 ///
 /// Tasks live in a `JoinSet` so that dropping this future stops them, as killing the process would.
-pub(super) async fn run<A: Aggregate>(store: Arc<AtomicStore<A>>, stopping: CancellationToken) -> Result<(), Error> {
-    let settings = GroupSettings {
-        session_timeout: store.settings.session_timeout,
-        ..GroupSettings::new(&store.settings.store, [commands_topic(&store.settings.store)])
+pub(crate) async fn run<S: Store>(
+    log: Log,
+    settings: OwnerSettings,
+    store: S,
+    stopping: CancellationToken,
+) -> Result<(), Error> {
+    let group = GroupSettings {
+        session_timeout: settings.session_timeout,
+        ..GroupSettings::new(&settings.name, [&settings.commands])
     };
-    let member = store.log.join_group(settings).await?;
+    let member = log.join_group(group).await?;
+    let store = Arc::new(Shared { log, settings, store });
     let (requests_tx, mut requests) = mpsc::channel(REQUESTS);
     let mut owner = Owner {
         store,
@@ -65,8 +187,8 @@ pub(super) async fn run<A: Aggregate>(store: Arc<AtomicStore<A>>, stopping: Canc
     }
 }
 
-struct Owner<A> {
-    store: Arc<AtomicStore<A>>,
+struct Owner<S> {
+    store: Arc<Shared<S>>,
     member: GroupMember,
     requests: mpsc::Sender<Request>,
     /// The partitions that are the member's.
@@ -90,7 +212,7 @@ struct Running {
     release: bool,
 }
 
-impl<A: Aggregate> Owner<A> {
+impl<S: Store> Owner<S> {
     fn is_serving(&self) -> bool {
         self.owned.values().any(|owned| !owned.leaving.is_cancelled())
     }
@@ -257,7 +379,7 @@ impl<A: Aggregate> Owner<A> {
         if panicked {
             tracing::error!(
                 topic = %running.partition.topic, partition = running.partition.partition,
-                "the aggregate panicked; the partition starts again from the log"
+                "an owner's task panicked; the partition starts again from the log"
             );
             self.start(running.partition, assigned, AFTER_PANIC);
         }
@@ -273,7 +395,7 @@ impl<A: Aggregate> Owner<A> {
 
 /// Batches of a partition on their way from the member to the partition's task. Bounded by pausing the partition.
 #[derive(Debug, Default)]
-pub(super) struct Inbox {
+struct Inbox {
     waiting: Mutex<Waiting>,
     filled: Notify,
 }
@@ -287,7 +409,7 @@ struct Waiting {
 
 impl Inbox {
     /// The next batch, if one waits, and whether the partition must be resumed.
-    pub(super) fn pop(&self) -> Option<(Batch, bool)> {
+    fn pop(&self) -> Option<(Batch, bool)> {
         let mut waiting = self.waiting();
         let batch = waiting.batches.pop_front()?;
         waiting.bytes -= size_bytes(&batch);
@@ -299,7 +421,7 @@ impl Inbox {
     }
 
     /// Waits until a batch waits. Only the partition's task may call it.
-    pub(super) async fn ready(&self) {
+    async fn ready(&self) {
         while self.waiting().batches.is_empty() {
             self.filled.notified().await;
         }
@@ -341,14 +463,14 @@ fn size_bytes(batch: &Batch) -> usize {
 
 /// Which task asks: that of this partition in the assignment that has this inbox.
 #[derive(Clone, Debug)]
-pub(super) struct LinkId {
-    pub(super) partition: TopicPartition,
-    pub(super) inbox: Arc<Inbox>,
+struct LinkId {
+    partition: TopicPartition,
+    inbox: Arc<Inbox>,
 }
 
 /// What a partition's task asks of the member.
 #[derive(Debug)]
-pub(super) enum Request {
+enum Request {
     Metadata {
         link: LinkId,
         reply: oneshot::Sender<log::Result<GroupMetadata>>,
