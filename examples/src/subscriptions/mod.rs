@@ -148,10 +148,9 @@ impl Plan {
             dates: dates.clone(),
             amount,
         };
-        let months = MONTHLY.iter().map(|user| plan(user, &monthly, 990));
-        Ok(months
-            .chain(YEARLY.iter().map(|user| plan(user, &yearly, 9900)))
-            .collect())
+        let mut plans = Vec::from(MONTHLY.map(|user| plan(user, &monthly, 990)));
+        plans.extend(YEARLY.map(|user| plan(user, &yearly, 9900)));
+        Ok(plans)
     }
 
     /// Whether a renewal is due on a day of the calendar.

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use barnabas::log::TopicSpec;
+use barnabas::patterns::schedule::{self, SchedulerSettings};
 use barnabas::server::config::OpenTopic;
 use http::Method;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::support::{DEADLINE, Gateway};
 
@@ -265,8 +267,15 @@ async fn a_node_that_does_not_fire_leaves_schedules_to_others() {
     .await;
     let schedule = json!({"after_s": 0, "event": {"topic": topic, "type": "t"}}).to_string();
     assert_eq!(gateway.post("/v1/schedules", &[JSON], schedule).await.status, 202);
+    let name = gateway.config.topics.schedules();
+    let stopping = CancellationToken::new();
+    let other = schedule::run(gateway.log.clone(), SchedulerSettings::new(&name), stopping.clone());
+    let other = tokio::spawn(other);
+    assert_eq!(gateway.records(&topic, 1).await.iter().flatten().count(), 1);
     let groups = gateway.log.groups().await.expect("groups");
-    let owners = gateway.config.topics.schedules();
-    assert!(groups.iter().all(|group| group.group != owners), "{groups:?}");
+    let owners = groups.iter().find(|group| group.group == name).expect("it has owners");
+    assert_eq!(owners.members.len(), 1, "{owners:?}");
+    stopping.cancel();
+    other.await.expect("no panic").expect("a clean end");
     gateway.stop().await;
 }
