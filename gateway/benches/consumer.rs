@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use barnabas::log::kafka::KafkaSettings;
-use barnabas::log::{Log, ProducerRecord, ProducerSettings, Record, TopicPartition, TopicSpec};
+use barnabas::log::{Log, ProducerRecord, ProducerSettings, Record, StartAt, TopicPartition, TopicSpec};
 use barnabas::patterns::consumer::{
     ConsumerBuilder, Context, DeliveryGuarantee, Handler, HandlerError, ProcessingOrder,
 };
@@ -90,6 +90,9 @@ async fn run(brokers: &str) {
         return bench.rebalances().await;
     }
     bench.fill().await;
+    if only == "still" {
+        return bench.standing_still().await;
+    }
     for (name, order, guarantee) in cases {
         if !name.contains(only.trim_start_matches("--bench")) {
             continue;
@@ -118,6 +121,7 @@ async fn run(brokers: &str) {
         rows.add(bench.latency().await, bench.bare_latency());
     }
     rows.print_times("append -> handler, p50");
+    bench.standing_still().await;
     bench.rebalances().await;
     bench.poisoned().await;
 }
@@ -419,6 +423,58 @@ impl Bench<'_> {
         median(times.split_off(100))
     }
 
+    /// What it costs the others when a partition, or another group, stands still.
+    async fn standing_still(&self) {
+        let mut rows = Rows::default();
+        for _ in 0..ROUNDS {
+            rows.add(self.beside(Some(0), false).await, self.beside(None, false).await);
+        }
+        rows.print_shares("the other partitions, beside one that stands still");
+        let mut rows = Rows::default();
+        for _ in 0..ROUNDS {
+            rows.add(self.beside(None, true).await, self.beside(None, false).await);
+        }
+        rows.print_shares("a group, beside one that stands still");
+    }
+
+    /// Records per second of all partitions but the first, with this one failing for ever, or another group of which all fail.
+    async fn beside(&self, failing: Option<i32>, beside_group: bool) -> f64 {
+        let back_off = BackOff::exponential(Duration::from_millis(100), 2.0, Duration::from_secs(2)).infinite();
+        let others: Vec<_> = (1..PARTITIONS)
+            .map(|number| TopicPartition::new(self.topic.as_str(), number))
+            .collect();
+        let ends = self.log.offsets(&others, StartAt::End).await.expect("the ends");
+        let all = usize::try_from(ends.iter().sum::<i64>()).expect("not that many");
+        let start = async |failing: Failing, count: Count| {
+            let builder = self
+                .builder(&unique("beside"))
+                .retry(RetryPolicy::Blocking(back_off.clone()));
+            self.make_topics(&builder).await;
+            builder
+                .start(self.log, StandingStill { failing, count })
+                .await
+                .expect("a consumer")
+        };
+        let other = match beside_group {
+            true => Some(start(Failing::All, Count::new(usize::MAX)).await),
+            false => None,
+        };
+        let count = Count::new(all);
+        let (seen, done) = (count.seen.clone(), count.done.clone());
+        let consumer = start(failing.map_or(Failing::None, Failing::Partition), count).await;
+        while seen.load(Ordering::Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let start = Instant::now();
+        done.notified().await;
+        let rate = rate(all, start);
+        consumer.shutdown().await.expect("a good end");
+        if let Some(other) = other {
+            other.shutdown().await.expect("a good end");
+        }
+        rate
+    }
+
     /// How long the partitions stand still that stay where they are while another member comes and goes, at 1,000 records/s.
     async fn rebalances(&self) {
         let topic = make_topic(self.log, "rebalances").await;
@@ -537,6 +593,37 @@ impl Handler for PausesOf {
     }
 }
 
+/// Whose records fail for ever.
+#[derive(Clone, Copy)]
+enum Failing {
+    None,
+    Partition(i32),
+    All,
+}
+
+/// Counts the records of all partitions but the first.
+struct StandingStill {
+    failing: Failing,
+    count: Count,
+}
+
+impl Handler for StandingStill {
+    async fn handle(&self, context: &mut Context, _: &Record) -> Result<(), HandlerError> {
+        let partition = context.partition().partition;
+        match self.failing {
+            Failing::All => return Err(HandlerError::retriable("it stands still")),
+            Failing::Partition(failing) if failing == partition => {
+                return Err(HandlerError::retriable("it stands still"));
+            }
+            Failing::Partition(_) | Failing::None => {}
+        }
+        if partition != 0 {
+            self.count.one();
+        }
+        Ok(())
+    }
+}
+
 struct Poisoned {
     handled: Arc<AtomicUsize>,
 }
@@ -593,6 +680,14 @@ impl Rows {
         println!(
             "{what:48} {ours:>10.0} {bare:>10.0} records/s  ratio {:.2}",
             ours / bare
+        );
+    }
+
+    fn print_shares(self, what: &str) {
+        let (beside, alone) = (median(self.ours), median(self.bare));
+        println!(
+            "{what:48} {beside:>10.0} {alone:>10.0} records/s  {:.0} %",
+            beside / alone * 100.0
         );
     }
 

@@ -300,6 +300,7 @@ async fn a_restarted_gateway_still_knows_its_jobs_and_goes_on_with_them(engine: 
         }
     }
     let gateway = place.gateway().await;
+    assert_eq!(gateway.get_caught_up(&open).await, 200);
     assert_eq!(gateway.get(&open).await.1["state"], "completed");
     assert_eq!(gateway.get(&ended).await, (200, completed));
     gateway.stop().await;

@@ -186,7 +186,7 @@ async fn the_same_times_are_the_same_bytes_while_a_group_consumes_and_others_app
     let bench = Bench::new(engine).await;
     for partition in 0..PARTITIONS {
         bench
-            .append(partition, (0..3000).map(|number| number * 10 * MINUTE / 1000))
+            .append(partition, (0..3000).map(|number| number * 10 * MINUTE / 3000))
             .await;
     }
     let group = unique("group");

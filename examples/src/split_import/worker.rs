@@ -14,6 +14,9 @@ use super::imports::Done;
 use super::{Job, Names};
 use crate::scene::{Process, Scene};
 
+/// So seldom that each kill leaves jobs that are done and not committed.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(2);
+
 /// How long the work on a job takes.
 const WORK: Duration = Duration::from_millis(2);
 
@@ -26,7 +29,9 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) async fn start(scene: &Scene, names: &Names, said: &Arc<Said>) -> Result<Self, Failure> {
-        let builder = ConsumerBuilder::new(&names.workers, [&names.jobs]).session_timeout(Duration::from_secs(6));
+        let builder = ConsumerBuilder::new(&names.workers, [&names.jobs])
+            .session_timeout(Duration::from_secs(6))
+            .commit_interval(COMMIT_INTERVAL);
         scene.make(&builder.topics(&scene.log).await?).await?;
         let producer = scene.log.producer(ProducerSettings::default()).await?;
         let importer = Importer {

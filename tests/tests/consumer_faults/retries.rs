@@ -289,6 +289,7 @@ async fn kafka_a_redrive_whose_gateway_is_killed_brings_each_dead_letter_back_on
     };
     let first = tokio::spawn(redrive(gateway.address()));
     let deadline = Instant::now() + SOON;
+    let mut step = Duration::from_millis(20);
     let before = loop {
         // It does nothing while somebody looks.
         gateway.process().pause();
@@ -298,7 +299,9 @@ async fn kafka_a_redrive_whose_gateway_is_killed_brings_each_dead_letter_back_on
         }
         gateway.process().resume();
         assert!(Instant::now() < deadline, "nothing is redriven");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(step).await;
+        // Where others work too it comes to nothing in short steps.
+        step += Duration::from_millis(1);
     };
     assert!(before < LETTERS, "all was redriven before the kill");
     gateway.kill();
@@ -378,9 +381,9 @@ async fn kafka_a_partition_that_stands_still_past_the_poll_interval_leaves_its_g
             .filter(|line| line.what != "failed" && (line.partition == 0) == is_blocked);
         of.cloned().collect::<Vec<_>>()
     };
-    // Attempts 200 ms apart: more than twice the poll interval.
+    // Attempts 200 ms apart: six times the poll interval.
     crew.until("the partition has stood still for long", SOON, |crew| {
-        of(crew, true).len() > 22
+        of(crew, true).len() > 60
     })
     .await;
     crew.append(100, 40).await;

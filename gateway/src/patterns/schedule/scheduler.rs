@@ -1,6 +1,9 @@
 //! The handle that submits, cancels and looks up schedules, from any process.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use tokio::sync::Mutex;
 
 use super::nearest::{Bounds, Key, Nearest};
 use super::pending::{Pending, over};
@@ -21,6 +24,9 @@ pub struct Scheduler {
     log: Log,
     name: Arc<str>,
     producer: Producer,
+    /// The largest record in bytes of each topic that was asked for: those of events, which exist and are few. A topic that goes or takes
+    /// less later is noticed when its event is due.
+    topics: Arc<Mutex<HashMap<Arc<str>, usize>>>,
 }
 
 /// Some of the schedules, in the order in which they are due.
@@ -39,6 +45,7 @@ impl Scheduler {
             log,
             name: name.into(),
             producer,
+            topics: Arc::default(),
         }
     }
 
@@ -51,13 +58,13 @@ impl Scheduler {
     /// event. As [`Producer::append`]: after a timeout it may still have been written, and it is harmless to submit it again.
     pub async fn submit(&self, schedule: Schedule) -> Result<Pending, Error> {
         check_id(&schedule.id)?;
-        let topic = self.log.describe_topic(&schedule.event.topic).await?;
+        let max_bytes = self.max_message_bytes(&schedule.event.topic).await?;
         let size_bytes = schedule.event.size_bytes() + ENVELOPE_BYTES;
-        if size_bytes > topic.max_message_bytes {
+        if size_bytes > max_bytes {
             return Err(Error::Log(log::Error::RecordTooLarge {
-                topic: topic.name,
+                topic: schedule.event.topic.to_string(),
                 size_bytes,
-                max_bytes: topic.max_message_bytes,
+                max_bytes,
             }));
         }
         let mut event = schedule.event;
@@ -76,6 +83,17 @@ impl Scheduler {
             .append(pending.to_record(&commands_topic(&self.name))?)
             .await?;
         Ok(pending)
+    }
+
+    async fn max_message_bytes(&self, topic: &Arc<str>) -> Result<usize, Error> {
+        // Held while one asks, so that many who come at once ask once.
+        let mut topics = self.topics.lock().await;
+        if let Some(max_bytes) = topics.get(topic) {
+            return Ok(*max_bytes);
+        }
+        let max_bytes = self.log.describe_topic(topic).await?.max_message_bytes;
+        topics.insert(topic.clone(), max_bytes);
+        Ok(max_bytes)
     }
 
     /// Cancels a schedule, and waits until the log has the command. Until its partition's owner has applied it, the schedule may still
