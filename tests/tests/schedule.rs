@@ -444,7 +444,7 @@ async fn an_event_whose_topic_is_gone_holds_up_nobody(engine: Engine) {
         event: ProducerRecord::to(gone.as_str()),
         ..bench.schedule("too late", at_ms(0))
     };
-    wait_for_unknown(&scheduler, unknown).await;
+    wait_for_unknown(&bench, &log, unknown).await;
     // The same schedules, due now, as an owner reads them.
     let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
     for number in 0..6 {
@@ -476,9 +476,10 @@ async fn an_event_whose_topic_is_gone_holds_up_nobody(engine: Engine) {
     log.close().await;
 }
 
-async fn wait_for_unknown(scheduler: &Scheduler, schedule: Schedule) {
+/// Asks by handles that have not asked before: one that has does not ask again.
+async fn wait_for_unknown(bench: &Bench, log: &Log, schedule: Schedule) {
     let asking = async {
-        while scheduler.submit(schedule.clone()).await.is_ok() {
+        while bench.scheduler(log).await.submit(schedule.clone()).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
