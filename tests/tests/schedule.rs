@@ -470,8 +470,18 @@ async fn an_event_whose_topic_is_gone_holds_up_nobody(engine: Engine) {
         last.values().filter(|envelope| envelope.contains("refused")).count() == 6
     })
     .await;
-    let page = scheduler.list(None, 100).await.expect("a page");
-    assert!(page.schedules.iter().all(|pending| pending.refused.is_some()) && page.schedules.len() == 6);
+    let set_aside = async {
+        loop {
+            let page = scheduler.list(None, 100).await.expect("a page");
+            if page.schedules.len() == 6 && page.schedules.iter().all(|pending| pending.refused.is_some()) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, set_aside)
+        .await
+        .expect("six are listed as set aside");
     owner.stop().await;
     log.close().await;
 }
