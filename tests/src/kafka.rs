@@ -279,6 +279,33 @@ impl KafkaCluster {
         let brokers: Vec<&str> = self.nodes.iter().map(KafkaNode::brokers).collect();
         brokers.join(",")
     }
+
+    /// Waits until each partition has a leader and all its replicas are in sync, Kafka's own topics among them: then any one node may
+    /// go.
+    ///
+    /// # Panics
+    /// If that does not come about.
+    pub fn wait_in_sync(&self) {
+        let client = quiet_client(&self.brokers());
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let metadata = client.fetch_metadata(None, Duration::from_secs(1));
+            let behind = metadata.map(|metadata| {
+                let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+                partitions
+                    .filter(|partition| partition.leader() < 0 || partition.isr().len() < partition.replicas().len())
+                    .count()
+            });
+            match behind {
+                Ok(0) => return,
+                behind => assert!(
+                    Instant::now() < deadline,
+                    "partitions out of sync after {START_TIMEOUT:?}: {behind:?}"
+                ),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
 }
 
 fn properties(

@@ -127,19 +127,58 @@ pub fn committed_kafka(brokers: &str, group: &str, topic: &str, partitions: i32)
     committed.elements().iter().map(of).collect()
 }
 
+/// How far a topic is committed, to be asked again and again.
+pub struct CommittedEnds {
+    consumer: BaseConsumer,
+    topic: String,
+    partitions: i32,
+}
+
+impl CommittedEnds {
+    /// Of a topic of Kafka.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn new(brokers: &str, topic: &str) -> Self {
+        let consumer = reader(brokers, "read_committed");
+        let metadata = insist(topic, Instant::now() + READ_TIMEOUT, || {
+            consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT)
+        });
+        let partitions = metadata.topics()[0].partitions().len();
+        Self {
+            consumer,
+            topic: topic.to_owned(),
+            partitions: i32::try_from(partitions).expect("a small number"),
+        }
+    }
+
+    /// The last stable offsets of its partitions together: 0 until a transaction has ended.
+    ///
+    /// # Panics
+    /// If they cannot be asked for.
+    pub fn sum(&self) -> i64 {
+        let end = |partition| {
+            let watermarks = self.consumer.fetch_watermarks(&self.topic, partition, REQUEST_TIMEOUT);
+            watermarks.expect("the ends can be asked for").1
+        };
+        (0..self.partitions).map(end).sum()
+    }
+}
+
+fn reader(brokers: &str, isolation: &str) -> BaseConsumer {
+    ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        // Required by librdkafka; nothing is committed.
+        .set("group.id", "oracle")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", isolation)
+        .create()
+        .expect("a consumer")
+}
+
 fn read_kafka_as(brokers: &str, topic: &str, isolation: &str) -> Vec<OracleRecord> {
-    let make = |isolation: &str| -> BaseConsumer {
-        ClientConfig::new()
-            .set("bootstrap.servers", brokers)
-            // Required by librdkafka; nothing is committed.
-            .set("group.id", "oracle")
-            .set("enable.auto.commit", "false")
-            .set("enable.partition.eof", "true")
-            .set("isolation.level", isolation)
-            .create()
-            .expect("a consumer")
-    };
-    let (consumer, uncommitted) = (make(isolation), make("read_uncommitted"));
+    let (consumer, uncommitted) = (reader(brokers, isolation), reader(brokers, "read_uncommitted"));
     let deadline = Instant::now() + READ_TIMEOUT;
     let partitions = insist(topic, deadline, || {
         let metadata = consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT)?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use barnabas_tests::ack_cutter::{AckCutter, Request};
 use barnabas_tests::consumer::{Crew, SOON, assert_each_once};
-use barnabas_tests::kafka::{KafkaNode, brokers, free_ports};
+use barnabas_tests::kafka::{KafkaCluster, KafkaNode, brokers, free_ports};
 
 use super::setting;
 
@@ -56,6 +56,51 @@ async fn kafka_broker_restarts_in_mid_run_lose_and_repeat_nothing() {
     crew.assert_offsets(&[]);
     crew.stop_all();
     crew.assert_exactly_once();
+}
+
+/// Each of three brokers goes and comes back in turn, killed or asked to: who leads partitions and who coordinates groups and
+/// transactions moves each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_a_rolling_restart_of_three_brokers_in_mid_run_loses_and_repeats_nothing() {
+    let cluster = tokio::task::spawn_blocking(KafkaCluster::start).await.expect("brokers");
+    let mut crew = Crew::new(&cluster.brokers(), 4, |settings| settings.work_max_us = 3000).await;
+    for slot in ["a", "b", "c"] {
+        crew.start(slot);
+    }
+    let goodbyes: [fn(&KafkaNode); 3] = [KafkaNode::kill, KafkaNode::stop, KafkaNode::kill];
+    for (node, goodbye) in cluster.nodes.iter().zip(goodbyes) {
+        work_on(&mut crew).await;
+        tokio::task::block_in_place(|| {
+            // A partition whose other replicas are behind may not lose this one.
+            cluster.wait_in_sync();
+            goodbye(node);
+        });
+        work_on(&mut crew).await;
+        tokio::task::block_in_place(|| node.restart());
+    }
+    work_on(&mut crew).await;
+    assert_eq!(crew.restart_crashed(), 0, "a broker that goes is no reason to end");
+    crew.caught_up().await;
+    crew.assert_offsets(&[]);
+    crew.stop_all();
+    crew.assert_exactly_once();
+}
+
+/// Appends and waits until a good part of it is done and something is committed.
+async fn work_on(crew: &mut Crew) {
+    crew.top_up(100).await;
+    let (done, committed) = (crew.count("done"), crew.committed());
+    crew.until("it works", SOON, |crew| crew.count("done") > done + 100)
+        .await;
+    let deadline = Instant::now() + SOON;
+    // Each look is a client of its own.
+    while crew.committed() == committed {
+        assert!(
+            Instant::now() < deadline,
+            "nothing more than {committed:?} is committed"
+        );
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -57,15 +57,15 @@ async fn tables_that_restart_while_the_topic_is_compacted_are_equal(engine: Engi
 async fn kafka_restarts_while_a_table_is_loaded_and_written() {
     let node = KafkaNode::start();
     let bench = Bench::on(Some(node.brokers().to_owned()), 3).await;
-    let keys = 60_000;
+    let keys = 150_000;
     bench
         .append((0..keys).map(|number| bench.record(format!("key-{number}"), number)))
         .await;
     let log = Log::connect_kafka(KafkaSettings::new(node.brokers()))
         .await
         .expect("a log");
-    let table = Numbers::open(&log, bench.settings()).await.expect("a table");
     let checked = Numbers::open(&log, bench.settings().checked()).await.expect("a table");
+    let table = Numbers::open(&log, bench.settings()).await.expect("a table");
     assert!(table.state().keys < keys, "it is loading");
     node.kill();
     node.restart();
