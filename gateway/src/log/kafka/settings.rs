@@ -139,6 +139,8 @@ impl KafkaSettings {
             .set("transaction.timeout.ms", millis(transaction_timeout))
             .set("message.timeout.ms", millis(transaction_timeout))
             .set("socket.timeout.ms", millis(self.transaction_timeout / 2))
+            // Ends the calls that only a change of a connection wakes, see `TransactionThread::try_send_offsets`.
+            .set("connections.max.idle.ms", "60000")
             .set("linger.ms", "0")
             .set("acks", "all")
             .set("enable.idempotence", "true");

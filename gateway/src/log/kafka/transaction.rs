@@ -7,8 +7,10 @@
 //! Invariant: before a commit, and before offsets are sent, all records are acknowledged ([`TransactionThread::drain`]):
 //! librdkafka's own flush waits in steps of 100 ms.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -32,6 +34,8 @@ use crate::log::{CommittedOffset, Error, GroupMetadata, ProducerRecord, Result, 
 const POLL_STEP: Duration = Duration::from_millis(1);
 /// How long the first call of an abort may take. All of it passes when records are on their way.
 const ABORT_BEGINS: Duration = Duration::from_millis(5);
+/// How much longer than its time a call may take to say that it is over.
+const ANSWER_STEP: Duration = Duration::from_millis(100);
 /// Before an operation that failed in passing is tried again.
 const RETRY_STEP: Duration = Duration::from_millis(20);
 
@@ -109,7 +113,8 @@ struct TransactionThread {
 /// librdkafka's producer and its queue, which is dropped first.
 struct Client {
     queue: ProducerQueue,
-    producer: BaseProducer<RecordContext>,
+    /// Shared with a call that does not return, see [`TransactionThread::send_offsets`].
+    producer: Arc<BaseProducer<RecordContext>>,
 }
 
 impl Client {
@@ -370,11 +375,9 @@ impl TransactionThread {
                 element.set_metadata(&committed.metadata);
             }
         }
-        let within = self.log.0.settings.request_timeout;
-        let deadline = Instant::now() + within;
-        let metadata: &ConsumerGroupMetadata = &group.metadata;
+        let deadline = Instant::now() + self.log.0.settings.request_timeout;
         loop {
-            let error = match self.client()?.send_offsets_to_transaction(&list, metadata, within) {
+            let error = match self.try_send_offsets(&list, &group.metadata)? {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -392,6 +395,32 @@ impl TransactionThread {
                 (failure, _) => failure,
             });
         }
+    }
+
+    /// One call, which a thread of its own waits for: it can wait for ever when the group's coordinator has left the cluster
+    /// (librdkafka's issues 5456 and 5511). The producer is then left to it, and the next one under its id fences it. The call ends
+    /// when one of that producer's connections does, which are closed when they are idle for a minute.
+    fn try_send_offsets(
+        &self,
+        offsets: &TopicPartitionList,
+        metadata: &Arc<ConsumerGroupMetadata>,
+    ) -> std::result::Result<std::result::Result<(), KafkaError>, Failure> {
+        let within = self.transaction_timeout / 2;
+        let (answer, answered) = sync_channel(1);
+        let (producer, offsets, metadata) = (self.client()?.producer.clone(), offsets.clone(), metadata.clone());
+        thread::Builder::new()
+            .name("kafka-offsets".to_owned())
+            .spawn(move || {
+                // Nobody waits for an answer that comes too late.
+                let _ = answer.send(producer.send_offsets_to_transaction(&offsets, &metadata, within));
+            })
+            .map_err(|error| Failure::Abort(Error::Aborted(format!("thread kafka-offsets: {error}"))))?;
+        answered.recv_timeout(within + ANSWER_STEP).map_err(|_| {
+            let within_ms = within.as_millis();
+            Failure::Broken(Error::Aborted(format!(
+                "offsets were not added to it within {within_ms} ms"
+            )))
+        })
     }
 
     /// The error to answer with. What is left to do is done by [`Self::clean_up`].
@@ -497,7 +526,10 @@ impl TransactionThread {
         let client = BaseProducer::from_config_and_context(&config, context)
             .and_then(|producer| {
                 let queue = ProducerQueue::new(&producer)?;
-                Ok(Client { queue, producer })
+                Ok(Client {
+                    queue,
+                    producer: Arc::new(producer),
+                })
             })
             .map_err(|error| attempt.error(&error))?;
         let deadline = Instant::now() + attempt.within;
