@@ -658,6 +658,19 @@ impl Crew {
         }
     }
 
+    /// The ids of the group's members now.
+    ///
+    /// # Panics
+    /// If the group cannot be asked for, or the log is an embedded one.
+    pub async fn members(&self) -> Vec<String> {
+        let (log, _) = self.log.as_ref().expect("a log on Kafka");
+        let groups = log.groups().await.expect("groups");
+        let own = groups.into_iter().filter(|group| group.group == self.settings.group);
+        own.flat_map(|group| group.members)
+            .map(|member| member.member)
+            .collect()
+    }
+
     /// All committed records of a topic.
     pub fn read(&self, topic: &str) -> Vec<OracleRecord> {
         match self.is_embedded() {

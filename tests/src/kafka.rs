@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -171,6 +172,8 @@ impl KafkaNode {
         let mut process = self.lock();
         assert!(process.is_none(), "the node already runs");
         let mut watchdog = Command::new("sh")
+            // As the leash of other processes, it outlives a signal to all of them.
+            .process_group(0)
             .args(["-c", WATCHDOG, "kafka-watchdog"])
             .args([self.data_dir.path(), &self.log_file()])
             .arg(java())

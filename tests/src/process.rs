@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -58,6 +59,8 @@ impl Process {
             .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
         let mut leash = Command::new("sh")
             .args(["-c", LEASH, "leash", &child.id().to_string()])
+            // In a process group of its own: a signal to all of a terminal's or a runner's processes leaves it, to do its work.
+            .process_group(0)
             .stdin(Stdio::piped())
             .spawn()
             .expect("sh starts");
@@ -182,12 +185,12 @@ impl Process {
     }
 
     fn end_now(&mut self) {
+        // An error says that it has been reaped already.
+        let _ = self.child.kill();
         // The leash is told before the process is reaped: it must never kill a number that has passed to another process.
         // One that is gone has nothing left to do.
         let _ = self.leash_input.write_all(b"done\n");
         self.leash.wait().expect("our own child can be waited for");
-        // An error says that it has been reaped already.
-        let _ = self.child.kill();
         self.child.wait().expect("our own child can be waited for");
     }
 }

@@ -143,8 +143,8 @@ async fn an_operator_sees_a_blocked_key_and_skips_its_record() {
         assert_eq!(partition["member"], *member);
     }
 
-    let path = format!("/v1/admin/groups/{}/actions", group.name);
-    let actions = until(&gateway, &path, |body| body["actions"][0]["done"] == true).await;
+    let done = format!("/v1/admin/groups/{}/actions", group.name);
+    let actions = until(&gateway, &done, |body| body["actions"][0]["done"] == true).await;
     let told: Vec<_> = actions["actions"].as_array().expect("actions").iter().collect();
     assert_eq!(told.len(), 2, "newest first");
     assert_eq!(
@@ -152,6 +152,12 @@ async fn an_operator_sees_a_blocked_key_and_skips_its_record() {
         (&json!("eve"), &json!("skip"), &json!(true))
     );
     assert_eq!((&told[1]["done"], &told[1]["offset"]), (&json!(false), &json!(9)));
+    let again = gateway.post(&path, EVE, skip(&blocked["offset"])).await.problem();
+    assert_eq!(
+        again,
+        (409, "refused".to_owned(), None),
+        "nothing is blocked there any more"
+    );
     group.consumer.shutdown().await.expect("a good end");
     gateway.stop().await;
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use barnabas::log::{ProducerRecord, Record, Timestamps};
 use barnabas::patterns::Error;
-use barnabas::patterns::consumer::{DeliveryGuarantee, HandlerError, ProcessingOrder};
+use barnabas::patterns::consumer::{
+    BatchError, BatchHandler, Context, DeliveryGuarantee, HandlerError, ProcessingOrder,
+};
 use barnabas::patterns::control::{self, Action, Command, Key, Place};
 use barnabas::patterns::dead_letter::{dead_letter_topic, header, redrive_topic};
 use barnabas::patterns::retry::{BackOff, RetryPolicy, RetryTopics};
@@ -29,6 +31,7 @@ on_both_logs!(
     a_shutdown_does_not_wait_for_what_is_blocked,
     topics_that_do_not_exist_or_forget_too_early_or_have_their_writers_times_are_refused,
     in_a_transaction_what_fails_leaves_with_its_offset,
+    in_a_batch_only_the_record_that_fails_is_a_dead_letter,
 );
 
 fn ms(ms: u64) -> Duration {
@@ -474,8 +477,7 @@ async fn topics_that_do_not_exist_or_forget_too_early_or_have_their_writers_time
 
 async fn in_a_transaction_what_fails_leaves_with_its_offset(engine: Engine) {
     let bench = Bench::new(engine, 2).await;
-    let out =
-        barnabas_tests::conformance::make_topic(&bench.log, TopicSpec::new(format!("{}.out", bench.topic), 2)).await;
+    let out = make_topic(&bench.log, TopicSpec::new(format!("{}.out", bench.topic), 2)).await;
     bench.append_many(100, |number| number.to_string()).await;
     let answers = out.clone();
     let handle = move |call: Call| -> BoxFuture<'static, _> {
@@ -502,20 +504,77 @@ async fn in_a_transaction_what_fails_leaves_with_its_offset(engine: Engine) {
     let consumer = bench.start(builder, handle).await;
     bench.caught_up().await;
     consumer.shutdown().await.expect("a good end");
-    let values = |records: Vec<(barnabas::log::TopicPartition, Record)>| {
-        let number = |(_, record): (_, Record)| -> usize {
-            String::from_utf8_lossy(record.value.as_ref().expect("a value"))
-                .parse()
-                .expect("a number")
-        };
-        let mut numbers: Vec<_> = records.into_iter().map(number).collect();
-        numbers.sort_unstable();
-        numbers
-    };
     let (dead, well): (Vec<_>, Vec<_>) = (0..100).partition(|number| [3, 7].contains(&(number % 10)));
-    assert_eq!(values(bench.read(&out).await), well);
+    assert_eq!(numbers(bench.read(&out).await), well);
     assert_eq!(
-        values(bench.read(&dead_letter_topic(&bench.topic, &bench.group)).await),
+        numbers(bench.read(&dead_letter_topic(&bench.topic, &bench.group)).await),
         dead
     );
+}
+
+/// The numbers that are the values of records, sorted.
+fn numbers(records: Vec<(barnabas::log::TopicPartition, Record)>) -> Vec<usize> {
+    let mut numbers: Vec<_> = records.iter().map(|(_, record)| number(record)).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+fn number(record: &Record) -> usize {
+    let value = record.value.as_ref().expect("a value");
+    String::from_utf8_lossy(value).parse().expect("a number")
+}
+
+/// Sends one record for all of a batch, unless one of them is hopeless.
+struct Sums {
+    out: String,
+    largest: Arc<AtomicUsize>,
+}
+
+impl BatchHandler for Sums {
+    async fn handle(&self, context: &mut Context, records: &[Record]) -> Result<(), BatchError> {
+        self.largest.fetch_max(records.len(), Ordering::SeqCst);
+        for record in records {
+            context.send(ProducerRecord::to(self.out.as_str()).value(number(record).to_string()));
+        }
+        match records.iter().position(|record| number(record) % 10 == 3) {
+            Some(index) => Err(BatchError {
+                index,
+                error: HandlerError::non_retriable("hopeless"),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+async fn in_a_batch_only_the_record_that_fails_is_a_dead_letter(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    let out = make_topic(&bench.log, TopicSpec::new(format!("{}.out", bench.topic), 1)).await;
+    bench.append_many(100, |number| number.to_string()).await;
+    let builder = bench
+        .builder()
+        .guarantee(DeliveryGuarantee::ExactlyOnce)
+        .order(ProcessingOrder::Partition);
+    bench.make_topics(&builder).await;
+    let largest = Arc::new(AtomicUsize::new(0));
+    let sums = Sums {
+        out: out.clone(),
+        largest: largest.clone(),
+    };
+    let consumer = builder.start_batches(&bench.log, 16, sums).await.expect("a consumer");
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let (dead, well): (Vec<_>, Vec<_>) = (0..100).partition(|number| number % 10 == 3);
+    let written: Vec<_> = bench
+        .read(&out)
+        .await
+        .iter()
+        .map(|(_, record)| number(record))
+        .collect();
+    assert_eq!(written, well, "once and in order");
+    assert_eq!(
+        numbers(bench.read(&dead_letter_topic(&bench.topic, &bench.group)).await),
+        dead
+    );
+    let largest = largest.load(Ordering::SeqCst);
+    assert!((2..=16).contains(&largest), "batches of up to {largest}");
 }

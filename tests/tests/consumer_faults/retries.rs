@@ -337,8 +337,11 @@ async fn kafka_a_group_that_stands_still_holds_no_other_up() {
     let source = blocked.input().to_owned();
     let mut other = Crew::new(&brokers(), 2, |settings| settings.topics = vec![source]).await;
     blocked.start("a");
-    other.start("a");
     blocked.append(500, 50).await;
+    blocked
+        .until("it fails", SOON, |blocked| blocked.count("failed") > 0)
+        .await;
+    other.start("a");
     other.caught_up().await;
     assert_eq!(blocked.count("done"), 0);
     assert_each_once(500, &other.read(other.output()));
@@ -375,11 +378,15 @@ async fn kafka_a_partition_that_stands_still_past_the_poll_interval_leaves_its_g
             .filter(|line| line.what != "failed" && (line.partition == 0) == is_blocked);
         of.cloned().collect::<Vec<_>>()
     };
+    crew.until("it fails", SOON, |crew| !of(crew, true).is_empty()).await;
+    let members = crew.members().await;
+    assert_eq!(members.len(), 1);
     // Attempts 200 ms apart: six times the poll interval.
     crew.until("the partition has stood still for long", SOON, |crew| {
         of(crew, true).len() > 60
     })
     .await;
+    assert_eq!(crew.members().await, members, "the member is the one that it was");
     crew.append(100, 40).await;
     let others = crew
         .read(crew.input())
