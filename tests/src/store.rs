@@ -1,7 +1,7 @@
 //! An atomic store of requests, each complete when all its parts are in, for tests that run its owners here and in processes of their
 //! own (`store-worker`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +13,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
+
+use crate::oracle::OracleRecord;
 
 /// What a `store-worker` is told, as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,6 +83,23 @@ impl Request {
     pub fn is_complete(&self) -> bool {
         self.parts.len() == self.total as usize
     }
+}
+
+/// The states that commands make, by key. Records that are no commands count for nothing.
+pub fn folded(commands: Vec<OracleRecord>) -> BTreeMap<String, Request> {
+    let mut requests: BTreeMap<String, Request> = BTreeMap::new();
+    for record in commands {
+        if let Ok(part) = serde_json::from_slice(&record.value)
+            && let Ok(key) = String::from_utf8(record.key)
+            && !key.is_empty()
+        {
+            requests.entry(key).or_default().apply(part);
+        }
+    }
+    for request in requests.values_mut() {
+        request.completed = request.is_complete();
+    }
+    requests
 }
 
 /// One completion event for each request. With `abort_every` a derived record does not fit into its topic each time that many

@@ -18,7 +18,7 @@ use barnabas::patterns::dead_letter::header;
 use barnabas_tests::oracle::{OracleRecord, read_embedded, read_kafka};
 use barnabas_tests::process::{Process, program};
 use barnabas_tests::site::wait_for;
-use barnabas_tests::store::{Load, Part, Request, Requests, StoreWorkerSettings, owner_settings, submit_all};
+use barnabas_tests::store::{Load, Part, Request, Requests, StoreWorkerSettings, folded, owner_settings, submit_all};
 use rand::RngExt;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -160,18 +160,7 @@ impl Bench {
 
     /// Compares what the store has written with what the commands say, and returns the states.
     async fn fold(&self) -> BTreeMap<String, Request> {
-        let mut expected: BTreeMap<String, Request> = BTreeMap::new();
-        for record in self.records(&atomic_store::commands_topic(&self.store)) {
-            if let Ok(part) = serde_json::from_slice(&record.value)
-                && let Ok(key) = String::from_utf8(record.key)
-                && !key.is_empty()
-            {
-                expected.entry(key).or_default().apply(part);
-            }
-        }
-        for request in expected.values_mut() {
-            request.completed = request.is_complete();
-        }
+        let expected = folded(self.records(&atomic_store::commands_topic(&self.store)));
         let mut states: BTreeMap<String, Request> = BTreeMap::new();
         for record in self.records(&self.store) {
             states.insert(

@@ -1,6 +1,6 @@
-//! Works on consumers for as long as it is told, with kills, pauses, brokers cut off, members that come and go, and operators who act
-//! on what stands still, and checks at the end that nothing was lost, doubled, or out of order, that no offset ran ahead, and that
-//! a group which stood still all the time held no other up.
+//! Works on consumers, and on state on the log, for as long as it is told, with kills, pauses, brokers cut off, members that come and
+//! go, and operators who act on what stands still, and checks at the end that nothing was lost, doubled, or out of order, that no offset
+//! ran ahead, that a group which stood still all the time held no other up, and that stores, views and tables say what the log says.
 //!
 //! ```text
 //! tests/soak --minutes 10 --seed 7
@@ -8,6 +8,7 @@
 //! It prints its seed and a verdict. Exit status 0: all is well; 64: not understood; anything else: it is not.
 
 mod operator;
+mod state;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use self::operator::Operator;
+use self::state::State;
 
 const SLOTS: [&str; 2] = ["a", "b"];
 const PARTITIONS: i32 = 6;
@@ -194,6 +196,7 @@ async fn soak(time: Duration, seed: u64) {
     let mut members = members(node.brokers()).await;
     let operated = members.iter().find(|member| member.role == Role::Operated);
     let mut operator = Operator::new(&operated.expect("one is operated").crew, random.random());
+    let mut state = State::start(node.brokers(), random.random()).await;
     let until = Instant::now() + time;
     let mut steps = 0;
     while Instant::now() < until {
@@ -203,6 +206,7 @@ async fn soak(time: Duration, seed: u64) {
                 member.crew.append(STEP_RECORDS, KEYS).await;
             }
         }
+        state.submit().await;
         tokio::time::sleep(Duration::from_millis(random.random_range(100..1000))).await;
         // What the operator does meets what happens to the crews, and both meet what happens to the broker.
         let mut troubles = Vec::new();
@@ -216,8 +220,9 @@ async fn soak(time: Duration, seed: u64) {
         }
         let outage = Outage::any(&mut random);
         let seed = random.random();
-        let (_, (), (asked, answers)) = tokio::join!(
+        let (_, (), (), (asked, answers)) = tokio::join!(
             join_all(troubles),
+            state.make_trouble(steps),
             make_outage(outage, &node, StdRng::seed_from_u64(seed)),
             operator.act()
         );
@@ -228,8 +233,10 @@ async fn soak(time: Duration, seed: u64) {
                 println!("step {steps}: {crashed} of {at} ended by themselves");
             }
         }
+        state.restart_ended(steps);
     }
     finish(members, operator).await;
+    state.finish().await;
 }
 
 async fn make_trouble(trouble: Trouble, member: &mut Member, slot: &str, mut random: StdRng) {
