@@ -197,7 +197,7 @@ async fn every_split_import_is_told_complete_once_though_workers_and_owners_are_
     let ended = timeout(DEADLINE, split_import::run(&scene)).await;
     let report = ended.expect("in time").expect("a good end");
     assert_eq!(report.contradictions(), Vec::<String>::new());
-    assert!(report.said >= 1000, "no job is left out: {report}");
+    assert!(report.said > 1000, "some jobs were done twice: {report}");
     let mut told: Vec<_> = read(&scene, &scene.name("completions")).await.iter().map(key).collect();
     told.sort();
     assert_eq!(told, ["import-1", "import-2", "import-3", "import-4", "import-5"]);

@@ -74,14 +74,17 @@ pub async fn run(scene: &Scene) -> Result<Report, Failure> {
     let mut workers = start_workers(scene, &names, &said).await?;
     let mut owner = Owner::start(scene, &names)?;
     for jobs in KILLED_AFTER {
+        said.set_working(true);
         said.wait_for(jobs).await;
         // What they have said and not committed is done again.
         workers.clear();
         drop(owner);
+        said.set_working(false);
         println!("after {jobs} jobs the workers and the store's owner were killed, and others take over");
         workers = start_workers(scene, &names, &said).await?;
         owner = Owner::start(scene, &names)?;
     }
+    said.set_working(true);
     scene
         .until(async || Ok(Report::read(scene, &names).await?.is_settled()))
         .await?;

@@ -8,7 +8,7 @@ use barnabas::log::ProducerSettings;
 use barnabas::patterns::atomic_store::Submitter;
 use barnabas::patterns::consumer::{ConsumerBuilder, ConsumerHandle, Context, EventHandler, HandlerError, Registry};
 use barnabas::server::program::Failure;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::imports::Done;
 use super::{Job, Names};
@@ -54,14 +54,20 @@ impl Worker {
     }
 }
 
-/// How often a job was said to be done, by all workers.
+/// How often a job was said to be done, by all workers, and whether they may work.
 #[derive(Debug, Default)]
 pub(super) struct Said {
     jobs: AtomicUsize,
     more: Notify,
+    working: watch::Sender<bool>,
 }
 
 impl Said {
+    /// Lets the workers begin, or has them wait before their next jobs: until all are there, so that a kill meets all of them at work.
+    pub(super) fn set_working(&self, working: bool) {
+        self.working.send_replace(working);
+    }
+
     /// Waits until so many jobs were.
     pub(super) async fn wait_for(&self, jobs: usize) {
         while self.jobs.load(Ordering::Relaxed) < jobs {
@@ -77,6 +83,8 @@ struct Importer {
 
 impl EventHandler<Job> for Importer {
     async fn handle(&self, _: &mut Context, job: Job) -> Result<(), HandlerError> {
+        // The sender is in `said`, and is not dropped meanwhile.
+        let _ = self.said.working.subscribe().wait_for(|working| *working).await;
         tokio::time::sleep(WORK).await;
         let done = Done {
             index: job.index,
