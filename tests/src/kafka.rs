@@ -149,6 +149,11 @@ impl KafkaNode {
         wait_for_brokers(&self.brokers, 1);
     }
 
+    /// Waits until it leads its partitions: after a kill it answers before it has read all of them again.
+    pub fn wait_in_sync(&self) {
+        wait_in_sync(&self.brokers);
+    }
+
     /// Stops it without ending it (SIGSTOP): connections stay open and nothing answers.
     pub fn pause(&self) {
         self.signal(libc::SIGSTOP);
@@ -283,31 +288,9 @@ impl KafkaCluster {
         brokers.join(",")
     }
 
-    /// Waits until each partition has a leader and all its replicas are in sync, Kafka's own topics among them: then any one node may
-    /// go.
-    ///
-    /// # Panics
-    /// If that does not come about.
+    /// Waits until any one node may go: see [`wait_in_sync`].
     pub fn wait_in_sync(&self) {
-        let client = quiet_client(&self.brokers());
-        let deadline = Instant::now() + START_TIMEOUT;
-        loop {
-            let metadata = client.fetch_metadata(None, Duration::from_secs(1));
-            let behind = metadata.map(|metadata| {
-                let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
-                partitions
-                    .filter(|partition| partition.leader() < 0 || partition.isr().len() < partition.replicas().len())
-                    .count()
-            });
-            match behind {
-                Ok(0) => return,
-                behind => assert!(
-                    Instant::now() < deadline,
-                    "partitions out of sync after {START_TIMEOUT:?}: {behind:?}"
-                ),
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        wait_in_sync(&self.brokers());
     }
 }
 
@@ -405,6 +388,32 @@ fn wait_for_brokers(brokers: &str, count: usize) {
                 "Kafka at {brokers} does not answer after {START_TIMEOUT:?}: {known:?}"
             ),
         }
+    }
+}
+
+/// Waits until each partition has a leader and all its replicas are in sync, Kafka's own topics among them.
+///
+/// # Panics
+/// If that does not come about.
+fn wait_in_sync(brokers: &str) {
+    let client = quiet_client(brokers);
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        let metadata = client.fetch_metadata(None, Duration::from_secs(1));
+        let behind = metadata.map(|metadata| {
+            let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+            partitions
+                .filter(|partition| partition.leader() < 0 || partition.isr().len() < partition.replicas().len())
+                .count()
+        });
+        match behind {
+            Ok(0) => return,
+            behind => assert!(
+                Instant::now() < deadline,
+                "partitions out of sync after {START_TIMEOUT:?}: {behind:?}"
+            ),
+        }
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

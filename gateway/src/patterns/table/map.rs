@@ -5,10 +5,12 @@
 //! topic had fewer partitions when it was written, counts only as long as the home has nothing to say.
 
 use std::borrow::Borrow;
-use std::collections::hash_map::{Entry as Slot, HashMap, RandomState};
+use std::collections::hash_map::{Entry as Slot, HashMap};
 use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use foldhash::fast::RandomState;
 
 use super::entry::Revision;
 
@@ -48,7 +50,9 @@ impl<V> Clone for Kept<V> {
     }
 }
 
-type Shard<K, V> = RwLock<HashMap<K, Kept<V>>>;
+/// Hashing is half of what a read costs.
+type Keys<K, V> = HashMap<K, Kept<V>, RandomState>;
+type Shard<K, V> = RwLock<Keys<K, V>>;
 
 #[derive(Debug)]
 pub(super) struct Map<K, V> {
@@ -61,7 +65,7 @@ pub(super) struct Map<K, V> {
 impl<K: Eq + Hash + Clone, V> Map<K, V> {
     pub(super) fn new() -> Self {
         Self {
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             keys: AtomicUsize::new(0),
             unreadable: AtomicUsize::new(0),
@@ -172,11 +176,11 @@ fn is_nearer<V>(partition: i32, kept: &Kept<V>, home: i32) -> bool {
 }
 
 // A panic while the lock was held cannot leave a map half changed: all that can panic there is the hashing of a key, before the change.
-fn read<K, V>(shard: &Shard<K, V>) -> RwLockReadGuard<'_, HashMap<K, Kept<V>>> {
+fn read<K, V>(shard: &Shard<K, V>) -> RwLockReadGuard<'_, Keys<K, V>> {
     shard.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write<K, V>(shard: &Shard<K, V>) -> RwLockWriteGuard<'_, HashMap<K, Kept<V>>> {
+fn write<K, V>(shard: &Shard<K, V>) -> RwLockWriteGuard<'_, Keys<K, V>> {
     shard.write().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -279,7 +279,10 @@ async fn make_outage(outage: Option<Outage>, node: &KafkaNode, mut random: StdRn
         Some(Outage::Kill) => {
             node.kill();
             wait(&mut random, 0..3000).await;
-            tokio::task::block_in_place(|| node.restart());
+            tokio::task::block_in_place(|| {
+                node.restart();
+                node.wait_in_sync();
+            });
         }
     }
 }
