@@ -110,6 +110,14 @@ impl Log {
         }
     }
 
+    /// Those of [`Log::topics`] that are compacted, with or without deleting what is old: of each of their keys the last record is kept.
+    pub async fn compacted_topics(&self) -> Result<BTreeMap<String, i32>> {
+        match &self.engine {
+            Engine::Embedded(log) => Ok(log.compacted_topics()),
+            Engine::Kafka(log) => log.compacted_topics().await,
+        }
+    }
+
     /// Deletes a topic with all its records and the offsets committed for it.
     ///
     /// # Errors

@@ -26,6 +26,11 @@ impl CleanupPolicy {
         }
     }
 
+    /// Whether the last record of each key is kept, for some time at least.
+    pub fn compacts(self) -> bool {
+        matches!(self, Self::Compact | Self::CompactDelete)
+    }
+
     /// The policy that Kafka writes so; the order of the two words does not matter. `None` for anything else.
     pub fn parse(value: &str) -> Option<Self> {
         match value {

@@ -264,6 +264,9 @@ async fn look_up(State(app): State<App>, Path(id): Path<String>) -> Result<Respo
 struct PageQuery {
     limit: Option<usize>,
     after: Option<String>,
+    /// Begin with those whose event was refused, which come last.
+    #[serde(default)]
+    refused: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -291,6 +294,7 @@ async fn list(
         parsed.ok_or_else(|| bad_query("after must be what `next` of another page was".to_owned()))
     });
     let from = from.transpose()?;
+    let from = from.or_else(|| query.refused.then(|| (NEVER_MS, "".into())));
     let schedules = app.schedules()?;
     let look = async {
         let _permit = schedules.looks.acquire().await;

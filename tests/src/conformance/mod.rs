@@ -68,6 +68,7 @@ macro_rules! conformance {
             transaction: with_a_bad_record_leaves_nothing,
             topics: are_planned_and_applied,
             topics: are_listed,
+            topics: that_are_compacted_are_told_from_others,
             topics: made_again_have_another_identity,
             topics: refuse_what_would_move_keys,
             topics: with_bad_names_are_refused,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use barnabas::log::{CleanupPolicy, Error, Log, Timestamps, TopicChange, TopicSpec};
 
-use super::{append_values, make_topic, new_topic, read_partition, unique, within};
+use super::{append_values, make_topic, new_compacted_topic, new_topic, read_partition, unique, within};
 
 /// A plan says what would change and changes nothing; applied, there is nothing left to plan.
 pub async fn are_planned_and_applied(log: Log) {
@@ -56,6 +56,19 @@ pub async fn are_listed(log: Log) {
     within("a deletion", log.delete_topic(&one)).await.expect("deleted");
     let topics = log.topics().await.expect("topics");
     assert_eq!((topics.get(&one), topics.get(&three)), (None, Some(&3)));
+}
+
+/// Whether they also delete what is old does not matter.
+pub async fn that_are_compacted_are_told_from_others(log: Log) {
+    let (plain, compacted) = (new_topic(&log, 1).await, new_compacted_topic(&log, 2).await);
+    let both = TopicSpec {
+        cleanup: CleanupPolicy::CompactDelete,
+        ..TopicSpec::new(unique("both"), 3)
+    };
+    let both = make_topic(&log, both).await;
+    let topics = log.compacted_topics().await.expect("topics");
+    let found = [&plain, &compacted, &both].map(|topic| topics.get(topic).copied());
+    assert_eq!(found, [None, Some(2), Some(3)]);
 }
 
 /// A topic that was deleted and made again is another one.

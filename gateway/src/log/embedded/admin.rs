@@ -60,12 +60,14 @@ impl EmbeddedLog {
     }
 
     pub(in crate::log) fn partition_counts(&self) -> BTreeMap<String, i32> {
-        let count = |topic: &Topic| i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
         let topics = self.topics();
-        topics
-            .iter()
-            .map(|topic| (topic.name.to_string(), count(topic)))
-            .collect()
+        topics.iter().map(|topic| with_partitions(topic)).collect()
+    }
+
+    pub(in crate::log) fn compacted_topics(&self) -> BTreeMap<String, i32> {
+        let mut topics = self.topics();
+        topics.retain(|topic| topic.settings.cleanup.compacts());
+        topics.iter().map(|topic| with_partitions(topic)).collect()
     }
 
     pub(in crate::log) async fn delete_topic(&self, topic: &str) -> Result<()> {
@@ -137,6 +139,12 @@ impl EmbeddedLog {
         self.coordinator().topics_changed(&self.topics());
         Ok(())
     }
+}
+
+/// A topic's name and how many partitions it has.
+fn with_partitions(topic: &Topic) -> (String, i32) {
+    let partitions = i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
+    (topic.name.to_string(), partitions)
 }
 
 fn change_name(change: &TopicChange) -> &str {

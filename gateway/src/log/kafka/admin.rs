@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
 use rdkafka::TopicPartitionList;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewPartitions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
@@ -112,6 +114,30 @@ impl KafkaLog {
         let log = self.clone();
         let mut topics = blocking(move || log.read_partition_counts()).await??;
         topics.retain(|name, _| !name.starts_with("__"));
+        Ok(topics)
+    }
+
+    pub(in crate::log) async fn compacted_topics(&self) -> Result<BTreeMap<String, i32>> {
+        let mut topics = self.partition_counts().await?;
+        if topics.is_empty() {
+            return Ok(topics);
+        }
+        let attempt = self.attempt("describe topics of", Resource::Cluster);
+        let asked: Vec<_> = topics.keys().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        let answer = self.0.admin.describe_configs(&asked, &self.options()).await;
+        let mut compacted = BTreeSet::new();
+        // A topic that is deleted meanwhile has no settings.
+        for settings in answer.map_err(|error| attempt.error(&error))?.into_iter().flatten() {
+            let cleanup = settings.get(CLEANUP).and_then(|entry| entry.value.as_deref());
+            if let OwnedResourceSpecifier::Topic(topic) = &settings.specifier
+                && cleanup
+                    .and_then(CleanupPolicy::parse)
+                    .is_some_and(CleanupPolicy::compacts)
+            {
+                compacted.insert(topic.clone());
+            }
+        }
+        topics.retain(|topic, _| compacted.contains(topic));
         Ok(topics)
     }
 

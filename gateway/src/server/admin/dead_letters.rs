@@ -9,9 +9,9 @@ use axum::{Json, Router};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::HeaderMap;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{Groups, READ_AT_ONCE, operator, put_bytes};
+use super::{Groups, READ_AT_ONCE, operator, told_record};
 use crate::log::{Log, StartAt};
 use crate::patterns::control::LettersAction;
 use crate::patterns::dead_letter::{self, Before, DeadLetter, Selection, dead_letter_topic, marks_topic};
@@ -182,23 +182,7 @@ async fn list(
 }
 
 fn told(letter: &DeadLetter) -> Value {
-    let mut told = Map::new();
-    told.insert("partition".to_owned(), letter.partition.into());
-    told.insert("offset".to_owned(), letter.record.offset.into());
-    told.insert("timestamp_ms".to_owned(), letter.record.timestamp_ms.into());
-    if let Some(key) = &letter.record.key {
-        put_bytes(&mut told, "key", key);
-    }
-    if let Some(value) = &letter.record.value {
-        put_bytes(&mut told, "value", value);
-    }
-    let headers = letter.record.headers.iter().map(|(name, value)| {
-        let mut header = Map::new();
-        header.insert("name".to_owned(), name.into());
-        put_bytes(&mut header, "value", value);
-        Value::Object(header)
-    });
-    told.insert("headers".to_owned(), headers.collect());
+    let mut told = told_record(letter.partition, &letter.record);
     let state = match letter.settled.as_ref().map(|settled| settled.action) {
         None => "waiting",
         Some(LettersAction::Redrive) => "redriven",

@@ -5,21 +5,24 @@
 //! topics that a consumer of [`crate::patterns`] has.
 
 mod dead_letters;
+mod entries;
 mod groups;
 mod live;
 mod remembered;
 mod retry_topics;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Router;
 use http::{HeaderMap, HeaderName};
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 
 use self::dead_letters::Letters;
 use self::remembered::Remembered;
 use super::{App, Error};
-use crate::log::{self, GroupDescription, Log, TopicPartition};
+use crate::log::{self, GroupDescription, Log, Record, TopicPartition};
 use crate::patterns::control::{Blocked, Key, control_topic};
 use crate::patterns::{self, consumer};
 pub(super) use live::run as run_live;
@@ -37,6 +40,7 @@ pub(super) fn routes() -> Router<App> {
     groups::routes()
         .merge(retry_topics::routes())
         .merge(dead_letters::routes())
+        .merge(tables::routes())
 }
 
 /// A group whose consumers are operated over its control topic.
@@ -112,16 +116,32 @@ impl Operated {
 }
 
 /// What operators have asked for, for when they ask again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Admin {
     blocked: Remembered<String, BTreeMap<String, Blocked>>,
     letters: Remembered<String, Letters>,
     /// When the record was written that waits first on a partition of a retry topic.
     first_waiting_ms: Remembered<TopicPartition, Option<i64>>,
+    /// Pages of tables that are read at a time: each reads a topic. More wait.
+    pages: Semaphore,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            blocked: Remembered::default(),
+            letters: Remembered::default(),
+            first_waiting_ms: Remembered::default(),
+            pages: Semaphore::new(PAGES_AT_ONCE),
+        }
+    }
 }
 
 /// Topics that are read at the same time to answer one request.
 const READ_AT_ONCE: usize = 8;
+
+/// Pages of tables that are read at the same time.
+const PAGES_AT_ONCE: usize = 4;
 
 fn operator(headers: &HeaderMap) -> String {
     let given = headers
@@ -140,6 +160,28 @@ fn put_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
         Key::Text(text) => object.insert(name.to_owned(), text.into()),
         Key::Base64(text) => object.insert(format!("{name}_base64"), text.into()),
     };
+}
+
+/// A record as it is told: where it stands, key, value and headers.
+fn told_record(partition: i32, record: &Record) -> Map<String, Value> {
+    let mut told = Map::new();
+    told.insert("partition".to_owned(), partition.into());
+    told.insert("offset".to_owned(), record.offset.into());
+    told.insert("timestamp_ms".to_owned(), record.timestamp_ms.into());
+    if let Some(key) = &record.key {
+        put_bytes(&mut told, "key", key);
+    }
+    if let Some(value) = &record.value {
+        put_bytes(&mut told, "value", value);
+    }
+    let headers = record.headers.iter().map(|(name, value)| {
+        let mut header = Map::new();
+        header.insert("name".to_owned(), name.into());
+        put_bytes(&mut header, "value", value);
+        Value::Object(header)
+    });
+    told.insert("headers".to_owned(), headers.collect());
+    told
 }
 
 impl From<patterns::Error> for Error {
