@@ -7,10 +7,13 @@ import { Api, headerText, inWords } from "../public/dashboard/api.js";
 import { BlockedPlaces, nameOf } from "../public/dashboard/blocked.js";
 import { Problem } from "../public/barnabas/barnabas.js";
 import { Clock } from "../public/dashboard/clock.js";
-import { Pages } from "../public/dashboard/dead-letters.js";
 import { countdown, duration, keyText } from "../public/dashboard/format.js";
 import { Rates } from "../public/dashboard/groups.js";
+import { lagging, lagText, lateText } from "../public/dashboard/lagging.js";
+import { Pages } from "../public/dashboard/pages.js";
 import { bytesOf, hexDump, prettyJson, viewsOf } from "../public/dashboard/record.js";
+import { targetOf, whenOf } from "../public/dashboard/schedules.js";
+import { previewOf } from "../public/dashboard/tables.js";
 
 const polled = (...partitions) => [{
   group: "billing", members: [], operated: true, lag: 0, lag_unknown: 0,
@@ -120,15 +123,16 @@ test("an action is told with what it was done to", () => {
 
 test("pages are turned back the way they came", () => {
   const pages = new Pages();
-  assert.deepEqual([pages.before, pages.isFirst, pages.words(50, 120)], [null, true, "1–50 of 120"]);
-  pages.older("0-70", 50);
-  pages.older("0-20", 50);
-  assert.deepEqual([pages.before, pages.isFirst, pages.words(20, 20)], ["0-20", false, "101–120 of 120"]);
-  pages.newer();
-  assert.equal(pages.before, "0-70");
-  pages.newer();
-  pages.newer();
-  assert.deepEqual([pages.before, pages.isFirst], [null, true]);
+  assert.deepEqual([pages.cursor, pages.isFirst, pages.words(50, 120)], [null, true, "1–50 of 120"]);
+  pages.forward("0-70", 50);
+  pages.forward("0-20", 50);
+  assert.deepEqual([pages.cursor, pages.isFirst, pages.words(20, 20)], ["0-20", false, "101–120 of 120"]);
+  assert.equal(pages.words(20), "101–120", "how many there are is not always known");
+  pages.back();
+  assert.equal(pages.cursor, "0-70");
+  pages.back();
+  pages.back();
+  assert.deepEqual([pages.cursor, pages.isFirst], [null, true]);
 });
 
 test("JSON is laid out and otherwise left as it is", () => {
@@ -214,4 +218,61 @@ test("a gateway that is away, or does not answer, is told from one that refuses"
   fails.mock.mockImplementation(async () => new Response("<html>", { status: 502 }));
   assert.equal(inWords(await api.groups().catch((error) => error)), "The gateway answers 502.");
   assert.equal(inWords(new Problem(504, { detail: "nobody of billing answers" })), "No answer: nobody of billing answers.");
+});
+
+const lag = (partition, behind, member = "a") => ({ topic: "renewals", partition, committed: behind === null ? null : 1, end: 9, lag: behind, member });
+const group = (name, operated, partitions) => ({
+  group: name, members: [], operated, partitions,
+  lag: partitions.reduce((sum, one) => sum + (one.lag ?? 0), 0), lag_unknown: partitions.filter((one) => one.lag === null).length,
+});
+
+test("what lags is the furthest behind first, and what is not known is not nothing", () => {
+  const groups = [
+    group("done", true, [lag(0, 0)]),
+    group("billing", true, [lag(0, 2), lag(1, 5, null)]),
+    group("new", false, [lag(0, null)]),
+    group("orders", false, [lag(0, 90), lag(1, null)]),
+    group("due", false, [lag(0, 1)]),
+  ];
+  const told = lagging(groups, [{ topic: "orders", kind: "store" }, { topic: "due", kind: "schedules" }]);
+  assert.deepEqual(told.map(({ group }) => group), ["orders", "billing", "due", "new"]);
+  assert.deepEqual(told.map(({ is }) => is), ["atomic store", "consumers", "schedules", "other program"]);
+  assert.deepEqual(told.map(lagText), ["at least 90", "7", "1", "not known"]);
+  assert.deepEqual(told.map(({ worst, nobody }) => [worst?.partition, nobody]), [[0, 0], [1, 1], [0, 0], [0, 0]]);
+});
+
+test("a schedule that is late is told, and one that is just due is not", () => {
+  assert.equal(lateText(null, 100_000), "");
+  assert.equal(lateText(99_000, 100_000), "");
+  assert.equal(lateText(200_000, 100_000), "");
+  assert.equal(lateText(40_000, 100_000), "Schedules are late: the first of them was due 1 min ago.");
+});
+
+test("a value is told on a line, and a schedule by when it comes and what it makes", () => {
+  assert.equal(previewOf({ value: '{\n  "a": 1\n}' }), '{ "a": 1 }');
+  assert.equal(previewOf({ value: "" }), "(empty)");
+  assert.equal(previewOf({ value_base64: "/wA=" }), "base64:/wA=");
+  assert.equal(previewOf({ value: "x".repeat(500) }), `${"x".repeat(160)}…`);
+  const event = { topic: "renewals", type: "renewal.due", partitionkey: "ada" };
+  assert.equal(targetOf({ id: "a", due: null, event }), "renewals · renewal.due · ada");
+  assert.equal(targetOf({ id: "a", due: null, event: { topic: "renewals" } }), "renewals");
+  assert.equal(whenOf({ id: "a", due: null, event }), "once");
+  assert.equal(whenOf({ id: "a", due: null, event, cron: "0 9 * * *", time_zone: "Europe/Berlin" }), "0 9 * * * · Europe/Berlin");
+});
+
+test("tables and schedules are asked for page by page, and a schedule is cancelled by its id", async (t) => {
+  /** @type {string[]} */ const asked = [];
+  t.mock.method(globalThis, "fetch", async (/** @type {string} */ url, /** @type {any} */ request) => {
+    asked.push(`${request.method ?? "GET"} ${url}`);
+    return request.method === "DELETE" ? new Response(null, { status: 202 }) : new Response("{}");
+  });
+  const api = new Api(() => "eve");
+  await api.entries("a b", { limit: 50, after: "0.YQ", prefix: "user/" });
+  await api.schedules({ limit: 50, after: null, refused: true });
+  await api.cancelSchedule("renewal/7");
+  assert.deepEqual(asked, [
+    "GET /v1/admin/tables/a%20b?limit=50&prefix=user%2F&after=0.YQ",
+    "GET /v1/schedules?limit=50&refused=true",
+    "DELETE /v1/schedules/renewal%2F7",
+  ]);
 });

@@ -6,6 +6,7 @@
 //!
 //! Records of topic `renewals` go to group `billing`, where a value that begins with `poison` blocks its key for an hour and one that
 //! begins with `hopeless` becomes a dead letter. Those of `reminders` go to group `mail`, where `poison` waits ten minutes on a retry topic.
+//! Those of `plans`, a table, nobody consumes. Events can be scheduled for topic `offers`.
 
 use std::io::BufRead as _;
 use std::process::ExitCode;
@@ -16,6 +17,8 @@ use std::time::Duration;
 use barnabas::log::{Log, Producer, ProducerRecord, ProducerSettings, Record, TopicSpec};
 use barnabas::patterns::consumer::{ConsumerBuilder, ConsumerHandle, Context, Handler, HandlerError, ProcessingOrder};
 use barnabas::patterns::retry::{BackOff, RetryPolicy, RetryTopics};
+use barnabas::patterns::table;
+use barnabas::server::config::OpenTopic;
 use barnabas::server::program::Failure;
 use barnabas::server::{Config, Program, Server};
 use serde::Deserialize;
@@ -75,7 +78,7 @@ fn main() -> ExitCode {
     program.run_example(&[], |config, _, stopping| run(config, stopping))
 }
 
-async fn run(config: Config, stopping: CancellationToken) -> Result<(), Failure> {
+async fn run(mut config: Config, stopping: CancellationToken) -> Result<(), Failure> {
     let log = config.open_log().await?;
     let prefix = config.topics.prefix.clone();
     let name = |name: &str| format!("{prefix}.{name}");
@@ -86,6 +89,9 @@ async fn run(config: Config, stopping: CancellationToken) -> Result<(), Failure>
         start(&log, &name("renewals"), &name("billing"), billing, &is_ill).await?,
         start(&log, &name("reminders"), &name("mail"), mail, &is_ill).await?,
     ];
+    let offers = name("offers");
+    make_topics(&log, &[table::topic(name("plans"), 2), TopicSpec::new(&offers, 1)]).await?;
+    config.events.topics.push(OpenTopic::new(offers));
     let server = Server::start(config, log.clone(), stopping.clone()).await?;
     println!("http://{}", server.address());
     let producer = log.producer(ProducerSettings::default()).await?;

@@ -1,9 +1,11 @@
-// What the page asks of the gateway, and has it do: `/v1/admin`.
+// What the page asks of the gateway, and has it do: `/v1/admin`, and `/v1/schedules`.
 
 import { Problem } from "../barnabas/barnabas.js";
 
 /** Questions that are not answered by then are given up. */
 const QUESTION_MS = 10_000;
+/** A page of a table, or of schedules, is found by reading a whole topic. */
+const PAGE_MS = 35_000;
 /** The owner of a partition has five seconds to answer; the rest is the way. */
 const COMMAND_MS = 15_000;
 
@@ -65,6 +67,39 @@ export class Api {
     return this.#ask(`dead-letters/${encodeURIComponent(topic)}?${query}`);
   }
 
+  /** @returns {Promise<import("./types.d.ts").Table[]>} */
+  async tables() {
+    return (await this.#ask("tables")).tables;
+  }
+
+  /**
+   * In the order of keys.
+   * @param {string} topic
+   * @param {{ limit: number, after: string | null, prefix: string }} wanted
+   * @returns {Promise<import("./types.d.ts").EntryPage>}
+   */
+  entries(topic, { limit, after, prefix }) {
+    const query = new URLSearchParams({ limit: String(limit), prefix });
+    if (after !== null) query.set("after", after);
+    return this.#ask(`tables/${encodeURIComponent(topic)}?${query}`, PAGE_MS);
+  }
+
+  /**
+   * In the order in which they are due; those that were refused, and come last, by themselves if wanted.
+   * @param {{ limit: number, after: string | null, refused: boolean }} wanted
+   * @returns {Promise<import("./types.d.ts").SchedulePage>}
+   */
+  schedules({ limit, after, refused }) {
+    const query = new URLSearchParams({ limit: String(limit), refused: String(refused) });
+    if (after !== null) query.set("after", after);
+    return this.#fetch(`schedules?${query}`, { cache: "no-store", signal: AbortSignal.timeout(PAGE_MS) });
+  }
+
+  /** Resolves when the log has the command. @param {string} id */
+  async cancelSchedule(id) {
+    await this.#fetch(`schedules/${encodeURIComponent(id)}`, { method: "DELETE", signal: AbortSignal.timeout(COMMAND_MS) });
+  }
+
   /**
    * Resolves when the owner of the partition has done it.
    * @param {import("./types.d.ts").Command} action
@@ -86,9 +121,12 @@ export class Api {
     return (await this.#do(`dead-letters/${encodeURIComponent(topic)}/${action}`, selection)).records;
   }
 
-  /** @param {string} path */
-  #ask(path) {
-    return this.#fetch(path, { cache: "no-store", signal: AbortSignal.timeout(QUESTION_MS) });
+  /**
+   * @param {string} path
+   * @param {number} [withinMs]
+   */
+  #ask(path, withinMs = QUESTION_MS) {
+    return this.#fetch(`admin/${path}`, { cache: "no-store", signal: AbortSignal.timeout(withinMs) });
   }
 
   /**
@@ -98,7 +136,7 @@ export class Api {
    */
   #do(path, body, signal) {
     const headers = { "content-type": "application/json", "barnabas-operator": headerText(this.#operator()) };
-    return this.#fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+    return this.#fetch(`admin/${path}`, { method: "POST", headers, body: JSON.stringify(body), signal });
   }
 
   /**
@@ -109,7 +147,7 @@ export class Api {
   async #fetch(path, request) {
     /** @type {Response} */ let answer;
     try {
-      answer = await fetch(`/v1/admin/${path}`, request);
+      answer = await fetch(`/v1/${path}`, request);
     } catch (error) {
       const isLate = error instanceof DOMException && error.name === "TimeoutError";
       throw new Problem(0, isLate ? { code: "late", detail: "the gateway did not answer in time" } : {});

@@ -75,6 +75,7 @@ export class BlockedSection {
    * @typedef {object} Context what the sections share
    * @property {import("./operator.js").Operator} operator
    * @property {import("./clock.js").Clock} clock
+   * @property {import("./record.js").RecordDialog} records
    * @property {(text: string) => void} announce to those who do not see it
    */
   constructor(section, api, context) {

@@ -1,4 +1,5 @@
-// The page of operators: what consumer groups do, what stands still in them, and what is done about it.
+// The page of operators: what consumer groups do, what stands still in them, and what is done about it; what tables, stores and
+// schedules hold.
 //
 // Each section shows one noun. Lists are asked for when the page opens and now and then; between, the channel of operators says
 // what has changed. Lag is asked for every two seconds while somebody looks.
@@ -11,9 +12,13 @@ import { Clock } from "./clock.js";
 import { DeadLettersSection } from "./dead-letters.js";
 import { find, say, setText } from "./dom.js";
 import { GroupsSection } from "./groups.js";
+import { lagging, LaggingSection, lateText } from "./lagging.js";
 import { Operator } from "./operator.js";
 import { Poll } from "./poll.js";
+import { RecordDialog } from "./record.js";
 import { RetryTopicsSection } from "./retry-topics.js";
+import { SchedulesSection } from "./schedules.js";
+import { TablesSection } from "./tables.js";
 
 const CHANNEL = "barnabas.admin";
 
@@ -31,12 +36,16 @@ const announce = (/** @type {string} */ text) => (announcer.textContent = text);
 const clock = new Clock();
 const operator = new Operator(element("operator"), /** @type {HTMLDialogElement} */ (element("operator-dialog")));
 const api = new Api(() => operator.name, (serverMs) => clock.hear(serverMs));
-const context = { operator, clock, announce };
+const records = new RecordDialog(/** @type {HTMLDialogElement} */ (element("record-dialog")));
+const context = { operator, clock, announce, records };
 
 const groups = new GroupsSection(element("groups"), api);
+const behind = new LaggingSection(element("lagging"));
 const blocked = new BlockedSection(element("blocked"), api, context);
 const retryTopics = new RetryTopicsSection(element("retry-topics"), api, clock);
 const deadLetters = new DeadLettersSection(element("dead-letters"), api, context, () => lists.deadLetters.soon(0));
+const tables = new TablesSection(element("tables"), api, (topic, record) => records.open(topic, record));
+const schedules = new SchedulesSection(element("schedules"), api, context, () => lists.schedules.soon(SOON_MS));
 const actions = new ActionsSection(element("actions"), api);
 
 /** Groups of which the rest is known. */
@@ -44,6 +53,7 @@ let known = "";
 
 const groupsPoll = poll("groups", GROUPS_MS, async () => {
   await groups.refresh();
+  behind.show(lagging(groups.all, tables.all), lateText(schedules.firstDueMs, clock.now()));
   const operated = groups.operated.join("\n");
   if (operated === known) return;
   known = operated;
@@ -54,6 +64,8 @@ const lists = {
   blocked: poll("blocked", LISTS_MS, () => blocked.refresh()),
   retryTopics: poll("retry-topics", RETRIES_MS, () => retryTopics.refresh()),
   deadLetters: poll("dead-letters", LISTS_MS, () => deadLetters.refresh()),
+  tables: poll("tables", LISTS_MS, () => tables.refresh()),
+  schedules: poll("schedules", LISTS_MS, () => schedules.refresh()),
   actions: poll("actions", LISTS_MS, () => actions.refresh(groups.operated)),
 };
 

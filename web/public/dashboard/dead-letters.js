@@ -4,7 +4,8 @@ import { inWords } from "./api.js";
 import { confirm } from "./confirm.js";
 import { el, find, Rows, say, setText } from "./dom.js";
 import { counted, keyText, number, time } from "./format.js";
-import { headerOf, RecordDialog, stateText } from "./record.js";
+import { Pages } from "./pages.js";
+import { headerOf, stateText } from "./record.js";
 
 /** Dead letters of a page. */
 const PAGE = 50;
@@ -18,46 +19,6 @@ const RELOAD_MS = 300;
 
 /** @type {Record<Settling, { yes: string, done: string }>} */
 const WORDS = { redrive: { yes: "Redrive", done: "redriven" }, discard: { yes: "Discard", done: "discarded" } };
-
-/** The way through pages of which each only knows the next: where each of those before began. */
-export class Pages {
-  /** @type {{ before: string | null, start: number }[]} */ #way = [{ before: null, start: 0 }];
-
-  get #here() {
-    return this.#way[this.#way.length - 1];
-  }
-
-  /** The cursor of this page; null: the first. */
-  get before() {
-    return this.#here.before;
-  }
-
-  get isFirst() {
-    return this.#way.length === 1;
-  }
-
-  /**
-   * @param {string} next where the page after this one begins
-   * @param {number} length of this page
-   */
-  older(next, length) {
-    this.#way.push({ before: next, start: this.#here.start + length });
-  }
-
-  newer() {
-    if (!this.isFirst) this.#way.pop();
-  }
-
-  /**
-   * Which of them this page shows.
-   * @param {number} length of this page
-   * @param {number} matching from this page on
-   */
-  words(length, matching) {
-    const { start } = this.#here;
-    return length === 0 ? "" : `${number(start + 1)}–${number(start + length)} of ${number(start + matching)}`;
-  }
-}
 
 /** @param {{ partition: number, offset: number }} letter */
 function idOf({ partition, offset }) {
@@ -129,7 +90,6 @@ class Letters {
   #api;
   #context;
   #changed;
-  #dialog;
   #rows;
   #form;
   /** @type {LetterTopic | undefined} */ #topic;
@@ -153,9 +113,8 @@ class Letters {
     this.#context = context;
     this.#changed = changed;
     this.#form = /** @type {HTMLFormElement} */ (find(root, "form"));
-    const dialog = /** @type {HTMLDialogElement} */ (find(document, "#record-dialog"));
-    this.#dialog = new RecordDialog(dialog, (action, letter) => this.#settle(action, [letter]));
-    const view = (/** @type {Letter} */ letter) => this.#topic && this.#dialog.open(this.#topic.topic, letter);
+    const settle = (/** @type {Settling} */ action, /** @type {Letter} */ letter) => this.#settle(action, [letter]);
+    const view = (/** @type {Letter} */ letter) => this.#topic && context.records.openLetter(this.#topic.topic, letter, settle);
     const select = (/** @type {Letter} */ letter, /** @type {boolean} */ isSelected) => this.#select([letter], isSelected);
     this.#rows = new Rows(find(root, ".records"), idOf, () => new LetterRow(this.#selected, view, select));
     this.#listen();
@@ -164,8 +123,8 @@ class Letters {
   #listen() {
     const on = (/** @type {string} */ selector, /** @type {() => unknown} */ pressed) => find(this.#root, selector).addEventListener("click", pressed);
     on(".close", () => this.#close());
-    on(".newer", () => this.#turn(() => this.#pages.newer()));
-    on(".older", () => this.#turn(() => this.#page.next !== null && this.#pages.older(this.#page.next, this.#page.records.length)));
+    on(".newer", () => this.#turn(() => this.#pages.back()));
+    on(".older", () => this.#turn(() => this.#page.next !== null && this.#pages.forward(this.#page.next, this.#page.records.length)));
     const all = /** @type {HTMLInputElement} */ (find(this.#root, ".all"));
     all.addEventListener("change", () => this.#select(this.#waiting, all.checked));
     for (const action of /** @type {Settling[]} */ (["redrive", "discard"])) {
@@ -225,7 +184,7 @@ class Letters {
     if (!this.#topic) return;
     const asked = ++this.#asked;
     try {
-      const page = await this.#api.letters(this.#topic.topic, { limit: PAGE, before: this.#pages.before, ...this.#wanted });
+      const page = await this.#api.letters(this.#topic.topic, { limit: PAGE, before: this.#pages.cursor, ...this.#wanted });
       if (asked !== this.#asked) return;
       this.#page = page;
       this.#show();

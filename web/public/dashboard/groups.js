@@ -100,6 +100,10 @@ export class GroupsSection {
     return this.#groups.filter(({ operated }) => operated).map(({ group }) => group);
   }
 
+  get all() {
+    return this.#groups;
+  }
+
   async refresh() {
     const groups = await this.#api.groups();
     this.#rates.hear(groups, performance.now());

@@ -10,6 +10,8 @@ const DUMPED_BYTES = 64 * 1024;
 const SHOWN_CHARACTERS = 512 * 1024;
 
 /** @typedef {import("./types.d.ts").Letter} Letter */
+/** @typedef {import("./types.d.ts").StoredRecord} StoredRecord */
+/** @typedef {(action: "redrive" | "discard", letter: Letter) => Promise<boolean>} Settle whether it was done */
 
 /**
  * The bytes behind text or base64.
@@ -116,21 +118,16 @@ export function stateText({ state, by, at_ms }) {
   return `${state} by ${by ?? "somebody"}${at_ms === undefined ? "" : `, ${time(at_ms)}`}`;
 }
 
-/** Shows a dead letter, and has it redriven or discarded. */
+/** Shows a record, and has it redriven or discarded if it is a dead letter. */
 export class RecordDialog {
   #dialog;
-  #settle;
   #view;
   /** @type {ReturnType<typeof viewsOf>} */ #views = [];
-  /** @type {Letter | undefined} */ #letter;
+  /** @type {((action: "redrive" | "discard") => Promise<boolean>) | undefined} */ #settle;
 
-  /**
-   * @param {HTMLDialogElement} dialog
-   * @param {(action: "redrive" | "discard", letter: Letter) => Promise<boolean>} settle whether it was done
-   */
-  constructor(dialog, settle) {
+  /** @param {HTMLDialogElement} dialog */
+  constructor(dialog) {
     this.#dialog = dialog;
-    this.#settle = settle;
     this.#view = /** @type {HTMLSelectElement} */ (find(dialog, ".view"));
     this.#view.addEventListener("change", () => this.#showValue());
     find(dialog, ".close").addEventListener("click", () => dialog.close());
@@ -141,21 +138,41 @@ export class RecordDialog {
   /**
    * @param {string} topic
    * @param {Letter} letter
+   * @param {Settle} settle
    */
-  open(topic, letter) {
-    this.#letter = letter;
-    const { partition, offset, timestamp_ms, headers } = letter;
+  openLetter(topic, letter, settle) {
+    const isWaiting = letter.state === "waiting";
+    this.#open(topic, letter, stateText(letter), isWaiting ? (action) => settle(action, letter) : undefined);
+  }
+
+  /**
+   * @param {string} topic
+   * @param {StoredRecord} record
+   */
+  open(topic, record) {
+    this.#open(topic, record, "", undefined);
+  }
+
+  /**
+   * @param {string} topic
+   * @param {StoredRecord} record
+   * @param {string} state
+   * @param {((action: "redrive" | "discard") => Promise<boolean>) | undefined} settle undefined: nothing can be done with it
+   */
+  #open(topic, record, state, settle) {
+    this.#settle = settle;
+    const { partition, offset, timestamp_ms, headers } = record;
     const dialog = this.#dialog;
-    find(dialog, "h2").textContent = keyText(letter) ?? "No key";
+    find(dialog, "h2").textContent = keyText(record) ?? "No key";
     find(dialog, ".where").textContent = `${topic}, partition ${partition}, offset ${offset}, ${time(timestamp_ms)}`;
-    find(dialog, ".state").textContent = stateText(letter);
-    find(dialog, ".buttons").hidden = letter.state !== "waiting";
+    say(find(dialog, ".state"), state);
+    find(dialog, ".buttons").hidden = settle === undefined;
     say(find(dialog, ".error"), "");
-    this.#views = viewsOf(letter);
+    this.#views = viewsOf(record);
     this.#view.replaceChildren(...this.#views.map(({ name }) => el("option", {}, name)));
     const label = /** @type {HTMLElement} */ (this.#view.parentElement);
     label.hidden = this.#views.length < 2;
-    const size = bytesOf(letter.value, letter.value_base64).length;
+    const size = bytesOf(record.value, record.value_base64).length;
     setText(find(dialog, ".size"), this.#views.length === 0 ? "There is none." : counted(size, "byte"));
     this.#showValue();
     const rows = headers.map(({ name, value, value_base64 }) => {
@@ -163,6 +180,7 @@ export class RecordDialog {
       return el("tr", {}, el("th", { scope: "row" }, name), el("td", value === undefined ? { class: "bytes" } : {}, shown));
     });
     find(dialog, ".headers").replaceChildren(...rows);
+    find(dialog, ".has-headers").hidden = rows.length === 0;
     dialog.showModal();
   }
 
@@ -176,11 +194,11 @@ export class RecordDialog {
 
   /** @param {"redrive" | "discard"} action */
   async #press(action) {
-    if (!this.#letter) return;
+    if (!this.#settle) return;
     const error = find(this.#dialog, ".error");
     say(error, "");
     try {
-      if (await this.#settle(action, this.#letter)) this.#dialog.close();
+      if (await this.#settle(action)) this.#dialog.close();
     } catch (problem) {
       say(error, inWords(problem));
     }

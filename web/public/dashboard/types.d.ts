@@ -1,4 +1,4 @@
-// What `/v1/admin` answers.
+// What `/v1/admin` answers, and `/v1/schedules`.
 
 export interface PartitionLag {
   topic: string;
@@ -92,13 +92,17 @@ export interface Header {
   value_base64?: string;
 }
 
-export interface Letter extends Keyed {
+/** A record with where it stands. */
+export interface StoredRecord extends Keyed {
   partition: number;
   offset: number;
   timestamp_ms: number;
   value?: string;
   value_base64?: string;
   headers: Header[];
+}
+
+export interface Letter extends StoredRecord {
   state: "waiting" | "redriven" | "discarded";
   by?: string;
   at_ms?: number;
@@ -109,6 +113,41 @@ export interface LetterPage {
   /** How many there are from this page on. */
   matching: number;
   /** Where the next page begins; null: this is the last. */
+  next: string | null;
+}
+
+/** A compacted topic. */
+export interface Table {
+  topic: string;
+  kind: "table" | "store" | "schedules" | "blocked" | "dead-letter-marks";
+  /** Whether it is Barnabas' own. */
+  internal: boolean;
+  partitions: number;
+  /** At most: those that are replaced and not cleaned away yet count too. */
+  records: number;
+}
+
+export interface EntryPage {
+  records: StoredRecord[];
+  /** Where the next page begins; null: this is the last. */
+  next: string | null;
+  /** The topic was too large to be read to its end. */
+  cut: boolean;
+}
+
+export interface Schedule {
+  id: string;
+  /** RFC 3339; null: it was set aside. */
+  due: string | null;
+  cron?: string;
+  time_zone?: string;
+  /** Why its event could not be produced. */
+  refused?: string;
+  event: { topic: string; type?: string; subject?: string; partitionkey?: string; data?: unknown };
+}
+
+export interface SchedulePage {
+  schedules: Schedule[];
   next: string | null;
 }
 

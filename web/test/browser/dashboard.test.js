@@ -205,6 +205,87 @@ function operate(brokers) {
     await page.locator("#letters tbody .link").click();
     await page.getByRole("dialog").locator(".headers tr").first().waitFor();
     await fits();
+    await page.getByRole("dialog").getByRole("button", { name: "Close" }).click();
+    groups.append("plans", `plan-${"x".repeat(100)}`, `{"${"y".repeat(300)}":1}`);
+    await page.locator(`#tables tr[data-topic="${groups.prefix}.plans"]`).getByRole("button").click();
+    await page.getByRole("region", { name: ".plans" }).locator("tbody tr").waitFor();
+    await fits();
+  });
+
+  test("a table is looked through by key, page by page, and a record of it is shown", async () => {
+    for (let i = 1; i <= 60; i++) groups.append("plans", `plan-${String(i).padStart(2, "0")}`, `{"cents":${i}}`);
+    groups.append("plans", "plan-07", '{"cents":9007199254740993}');
+    groups.append("plans", TRICKY, new Uint8Array([0xff, 0x00]));
+    const topic = `${groups.prefix}.plans`;
+    const table = page.locator(`#tables tr[data-topic="${topic}"]`);
+    await table.locator(".records", { hasText: /^62$/ }).waitFor();
+    assert.equal(await page.locator(`#tables tr[data-topic="${groups.prefix}.jobs"]`).count(), 0, "Barnabas' own are not shown at first");
+    await page.getByLabel("of Barnabas' own too").check();
+    await page.locator(`#tables tr[data-topic="${groups.prefix}.jobs"]`).getByText("atomic store").waitFor();
+    await table.getByRole("button", { name: topic }).click();
+    const entries = page.getByRole("region", { name: topic });
+    const keys = () => entries.locator("tbody .key").allTextContents();
+    await entries.getByText("1–50", { exact: true }).waitFor();
+    assert.equal((await keys())[0], TRICKY);
+    assert.equal(await page.locator("main img").count(), 0);
+    await entries.getByRole("button", { name: "Next" }).click();
+    await entries.getByText("51–61", { exact: true }).waitFor();
+    assert.equal((await keys()).at(-1), "plan-60");
+    assert.ok(await entries.getByRole("button", { name: "Next" }).isDisabled());
+    await entries.getByRole("button", { name: "Back" }).click();
+    await entries.getByText("1–50", { exact: true }).waitFor();
+
+    await entries.getByLabel("Keys that begin with").fill("plan-0");
+    await entries.getByRole("button", { name: "Find" }).click();
+    await entries.getByText("1–9", { exact: true }).waitFor();
+    assert.deepEqual(await keys(), Array.from({ length: 9 }, (_, i) => `plan-0${i + 1}`));
+    await entries.getByRole("button", { name: "plan-07" }).press("Enter");
+    const record = page.getByRole("dialog", { name: "plan-07" });
+    assert.equal(await record.locator(".value").textContent(), '{\n  "cents": 9007199254740993\n}');
+    assert.ok(await record.getByRole("button", { name: "Redrive" }).isHidden());
+    await record.getByRole("button", { name: "Close" }).click();
+    await entries.getByLabel("Keys that begin with").fill("nobody");
+    await entries.getByLabel("Keys that begin with").press("Enter");
+    await entries.getByText("None is found.").waitFor();
+  });
+
+  test("a schedule is cancelled by its button, and does not come back", async () => {
+    const schedule = async (id, when) => {
+      const event = { topic: `${groups.prefix}.offers`, type: "offer.due", partitionkey: "ada", data: {} };
+      const body = JSON.stringify({ id, ...when, event });
+      const answer = await fetch(`${groups.url}/v1/schedules`, { method: "POST", headers: { "content-type": "application/json" }, body });
+      assert.equal(answer.status, 202);
+    };
+    await schedule("once", { after_s: 7200 });
+    await schedule("again", { cron: "0 9 1 * *", time_zone: "Europe/Berlin" });
+    const row = (id) => page.locator(`#schedules tr[data-schedule="${id}"]`);
+    await row("again").getByText("0 9 1 * * · Europe/Berlin").waitFor();
+    assert.match(await row("once").locator(".left").textContent(), /^in (2 h|1 h 59 min)/);
+    await row("once").getByText(`${groups.prefix}.offers · offer.due · ada`).waitFor();
+    await row("once").getByRole("button", { name: "Cancel: once" }).press("Enter");
+    await confirm("Keep it");
+    await row("once").getByRole("button", { name: "Cancel: once" }).click();
+    await page.getByRole("dialog", { name: "Cancel once?" }).waitFor();
+    await confirm("Cancel the schedule");
+    await row("once").waitFor({ state: "detached" });
+    const listed = await (await fetch(`${groups.url}/v1/schedules`)).json();
+    assert.deepEqual(listed.schedules.map(({ id }) => id), ["again"]);
+    await page.locator("#schedules-count", { hasText: /^1$/ }).waitFor();
+    await page.locator("#schedules").getByLabel("Show").selectOption("refused");
+    await row("again").waitFor({ state: "detached" });
+    await page.locator("#schedules .empty", { hasText: "There are none." }).waitFor();
+  });
+
+  test("what lags is told with where it is furthest behind", async () => {
+    groups.append("renewals", "user-7", "poison 1");
+    for (let i = 2; i <= 5; i++) groups.append("renewals", "user-7", `renewal ${i}`);
+    const row = page.locator(`#lagging tr[data-group="${groups.prefix}.billing"]`);
+    await row.locator(".lag", { hasText: /^5$/ }).waitFor();
+    assert.match(await row.locator(".where").textContent(), new RegExp(`^${groups.prefix}\\.renewals, partition [01]: 5$`));
+    await row.getByText("consumers").waitFor();
+    await card(page, "user-7").getByRole("button", { name: "To dead letters" }).click();
+    await introduce("eve");
+    await row.waitFor({ state: "detached" });
   });
 
   async function fits() {
