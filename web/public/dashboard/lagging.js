@@ -3,8 +3,6 @@
 import { el, find, Rows, say, setText } from "./dom.js";
 import { counted, duration, number } from "./format.js";
 
-/** Groups that are shown. */
-const SHOWN = 20;
 /** A schedule that is later than that is said to be late; owners commit several times a second. */
 const LATE_MS = 5000;
 
@@ -62,13 +60,10 @@ export class LaggingSection {
    * @param {string} late what is said of schedules
    */
   show(all, late) {
-    const shown = all.slice(0, SHOWN);
-    this.#rows.show(shown, find(this.#section, "h2"));
-    find(this.#section, ".empty").hidden = shown.length > 0 || late !== "";
-    find(this.#section, ".scroll").hidden = shown.length === 0;
+    this.#rows.show(all, find(this.#section, "h2"));
+    find(this.#section, ".empty").hidden = all.length > 0 || late !== "";
+    find(this.#section, ".scroll").hidden = all.length === 0;
     say(find(this.#section, ".late"), late);
-    const rest = all.length - shown.length;
-    say(find(this.#section, ".rest"), rest > 0 ? `And ${counted(rest, "group")} less far behind.` : "");
     setText(find(document, "#lagging-count"), number(all.length));
   }
 }

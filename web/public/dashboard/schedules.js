@@ -10,6 +10,9 @@ import { Problem } from "../barnabas/barnabas.js";
 /** Schedules of a page. */
 const PAGE = 50;
 const TICK_MS = 200;
+/** Its owner applies a command in milliseconds, as a rule: so often it is asked whether one that was cancelled is gone, before the next poll. */
+const LOOKS = 5;
+const LOOK_MS = 500;
 
 /** @typedef {import("./types.d.ts").Schedule} Schedule */
 
@@ -34,6 +37,7 @@ export class SchedulesSection {
   #pages = new Pages();
   /** @type {import("./types.d.ts").SchedulePage} */ #page = { schedules: [], next: null };
   /** Cancelled from here, and still listed: the log has the command, its owner has not applied it yet. @type {Set<string>} */ #cancelled = new Set();
+  #looks = 0;
   #asked = 0;
   /** When the schedule is due that is due first; null: there is none, or it is not known. @type {number | null} */ firstDueMs = null;
 
@@ -76,6 +80,9 @@ export class SchedulesSection {
     if (page && after === null && !isRefused) this.firstDueMs = dueMs(page.schedules[0]);
     this.#page = page ?? { schedules: [], next: null };
     this.#draw(page === null);
+    if (this.#cancelled.size === 0 || this.#looks === 0) return;
+    this.#looks--;
+    setTimeout(this.#changed, LOOK_MS);
   }
 
   /**
@@ -118,6 +125,7 @@ export class SchedulesSection {
       if (!(await confirm({ title: `Cancel ${id}?`, text, yes: "Cancel the schedule", no: "Keep it" }))) return;
       await this.#api.cancelSchedule(id);
       this.#cancelled.add(id);
+      this.#looks = LOOKS;
       this.#rows.of(schedule)?.show(schedule);
       this.#context.announce(`Cancelled: ${id}`);
       this.#changed();

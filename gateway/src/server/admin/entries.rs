@@ -189,7 +189,7 @@ mod tests {
                 entries.put(batch(0, &[(key, Some("1"))]));
                 assert!(entries.by_key.len() <= 2);
             }
-            let (page, next) = entries.into_page(1);
+            let (page, next) = entries.into_page(2);
             seen.extend(page.into_iter().filter_map(|(_, record)| record.key));
             pages += 1;
             from = next;
@@ -197,7 +197,29 @@ mod tests {
                 break;
             }
         }
-        assert_eq!((seen.concat(), pages), (b"abcde".to_vec(), 5));
+        assert_eq!((seen.concat(), pages), (b"abcde".to_vec(), 3));
+    }
+
+    #[test]
+    fn no_page_leaves_out_what_was_dropped_before_there_was_room_again() {
+        let mut entries = Entries::new("", None, Bounds { entries: 2, ..ROOMY });
+        for (key, value) in [
+            ("a", Some("1")),
+            ("b", Some("1")),
+            ("c", Some("1")),
+            ("a", None),
+            ("d", Some("1")),
+        ] {
+            entries.put(batch(0, &[(key, value)]));
+        }
+        assert_eq!(page(entries, 2), (vec!["b=1@0".into()], Some("c".into())));
+    }
+
+    #[test]
+    fn a_page_that_is_shorter_than_what_is_held_ends_where_the_next_begins() {
+        let mut entries = Entries::new("", None, ROOMY);
+        entries.put(batch(0, &[("a", Some("1")), ("b", Some("1")), ("c", Some("1"))]));
+        assert_eq!(page(entries, 1), (vec!["a=1@0".into()], Some("b".into())));
     }
 
     #[test]
