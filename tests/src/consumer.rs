@@ -262,6 +262,14 @@ pub struct Line {
     pub at_ms: i64,
 }
 
+/// A broker that was killed is waited for as long as it may take to be back, which on a busy machine is a minute.
+fn patient() -> ProducerSettings {
+    ProducerSettings {
+        delivery_timeout: SOON,
+        ..ProducerSettings::default()
+    }
+}
+
 /// What was read of a ledger so far.
 #[derive(Debug, Default)]
 struct Ledger {
@@ -348,7 +356,7 @@ impl Crew {
         };
         change(&mut settings);
         let log = settings.open().await.expect("a log");
-        let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+        let producer = log.producer(patient()).await.expect("a producer");
         for topic in settings.topics.iter().chain(&settings.output) {
             make_topic(&log, TopicSpec::new(topic.as_str(), partitions)).await;
         }
@@ -379,7 +387,7 @@ impl Crew {
             return open;
         }
         let log = self.settings.open().await.expect("a log");
-        let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+        let producer = log.producer(patient()).await.expect("a producer");
         (log, producer)
     }
 
