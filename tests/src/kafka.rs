@@ -24,6 +24,9 @@ pub const BROKERS_VARIABLE: &str = "KAFKA_BROKERS";
 /// A broker that does not answer by then has failed to start.
 const START_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// Lines of a node's log that a failed test shows.
+const SHOWN_LINES: usize = 20;
+
 /// Starts Java in the background, says its process id, and ends it when the pipe from the test process closes. With `keep` or `stop`
 /// as the last word the data stays for a restart; with `stop` Java is asked to end, and says goodbye to the other brokers.
 const WATCHDOG: &str = r#"
@@ -232,6 +235,19 @@ impl KafkaNode {
         self.data_dir.path().join("server.log")
     }
 
+    /// The last errors that it logged, for the message of a failed test.
+    fn last_errors(&self) -> String {
+        let log = fs::read(self.log_file()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let errors: Vec<&str> = log.lines().filter(|line| line.contains(" ERROR ")).collect();
+        let shown = &errors[errors.len().saturating_sub(SHOWN_LINES)..];
+        format!(
+            "the last errors of the broker at {}:\n{}",
+            self.brokers,
+            shown.join("\n")
+        )
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<NodeProcess>> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -239,6 +255,9 @@ impl KafkaNode {
 
 impl Drop for KafkaNode {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.last_errors());
+        }
         if let Some(process) = self.lock().take() {
             process.end(b"");
         }

@@ -14,6 +14,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 /// Reading a topic to its end takes longer only when something is wrong.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Before a question that got no answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
 /// One question to a broker.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -242,6 +245,8 @@ fn insist<T>(what: &str, deadline: Instant, ask: impl Fn() -> KafkaResult<T>) ->
             Ok(answer) => return answer,
             Err(error) => assert!(Instant::now() < deadline, "{what}: {error}"),
         }
+        // A broker that is not ready is not helped by being asked at once.
+        std::thread::sleep(ASK_AGAIN);
     }
 }
 

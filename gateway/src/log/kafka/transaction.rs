@@ -113,7 +113,7 @@ struct TransactionThread {
 /// librdkafka's producer and its queue, which is dropped first.
 struct Client {
     queue: ProducerQueue,
-    /// Shared with a call that does not return, see [`TransactionThread::send_offsets`].
+    /// Shared with a call that may not return, see [`TransactionThread::try_send_offsets`].
     producer: Arc<BaseProducer<RecordContext>>,
 }
 

@@ -50,7 +50,7 @@ impl<V> Clone for Kept<V> {
     }
 }
 
-/// Hashing is half of what a read costs.
+/// Not with the standard library's hasher, which is slower: a read hashes its key twice, to find the shard and in it.
 type Keys<K, V> = HashMap<K, Kept<V>, RandomState>;
 type Shard<K, V> = RwLock<Keys<K, V>>;
 
