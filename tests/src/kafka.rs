@@ -307,7 +307,7 @@ impl KafkaCluster {
         brokers.join(",")
     }
 
-    /// Waits until any one node may go: see [`wait_in_sync`].
+    /// Waits until any one node may go: see [`KafkaNode::wait_in_sync`].
     pub fn wait_in_sync(&self) {
         wait_in_sync(&self.brokers());
     }
