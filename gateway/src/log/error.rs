@@ -58,6 +58,15 @@ pub enum Error {
         /// The group.
         group: String,
     },
+    /// Another member has the same instance id, see [`crate::log::GroupSettings::instance_id`]. This one can do nothing more: make a
+    /// new one.
+    #[error("group {group}: another member has the instance id {instance_id}, or an answer to this one was lost")]
+    FencedMember {
+        /// The group.
+        group: String,
+        /// The instance id.
+        instance_id: String,
+    },
     /// The log did not answer within the deadline.
     #[error("{operation} got no answer within {after_ms} ms")]
     Timeout {

@@ -30,8 +30,9 @@ pub struct GroupSettings {
     pub release_timeout: Duration,
     /// Who the member is across restarts (`group.instance.id`, static membership): one that comes back within the session timeout
     /// has its partitions again without a rebalance, and one that shuts down keeps them for as long. Of two at the same time one ends
-    /// with [`Error::UnknownMember`]: the older one, under [`GroupProtocol::Consumer`] the newer one, so that one that was killed can come
-    /// back only after its session. When answers of a broker are lost the older one can be the member itself: start it again. Default `None`. The embedded log ends with its members: it has no use for it.
+    /// with [`Error::FencedMember`]: the older one, under [`GroupProtocol::Consumer`] the newer one, so that one that was killed can come
+    /// back only after its session. When answers of a broker are lost, as when it stands still for longer than the session, the older one
+    /// can be the member itself: start it again. Default `None`. The embedded log ends with its members: it has no use for it.
     pub instance_id: Option<String>,
     /// How members and brokers agree on who has what. Default [`GroupProtocol::Classic`]. All members of a group use the same. The
     /// embedded log has but one.

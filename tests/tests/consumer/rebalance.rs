@@ -219,7 +219,7 @@ async fn kafka_an_instance_that_comes_back_under_its_id_disturbs_nobody() {
             }
         })
         .await;
-        assert!(matches!(ended, Error::UnknownMember { .. }), "{ended}");
+        assert!(matches!(ended, Error::FencedMember { .. }), "{ended}");
         if protocol == GroupProtocol::Classic {
             assert_eq!(assigned(winner).await, moved);
         }

@@ -634,12 +634,16 @@ impl MemberThread {
             // The member can do nothing more: another one has its instance id, or the broker does not know its protocol.
             _ if let Some((code, reason)) = self.membership.client().client().fatal_error() => {
                 tracing::error!(group = %self.settings.group, "{code}: {reason}");
-                let mapped = match attempt.code(code) {
-                    mapped if mapped.is_retriable() => Error::InvalidSetting {
+                let mapped = match (attempt.code(code), &self.settings.instance_id) {
+                    (Error::UnknownMember { group }, Some(instance_id)) => Error::FencedMember {
+                        group,
+                        instance_id: instance_id.clone(),
+                    },
+                    (mapped, _) if mapped.is_retriable() => Error::InvalidSetting {
                         name: "group.protocol".to_owned(),
                         reason,
                     },
-                    mapped => mapped,
+                    (mapped, _) => mapped,
                 };
                 self.waiting.push_back(Err(mapped));
             }
