@@ -12,8 +12,13 @@ use barnabas::log::{Log, TopicSpec};
 use barnabas_tests::http;
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::{Engine, Site, wait_for};
+use hyper::Method;
+use hyper::header::CONTENT_TYPE;
 
-on_both_logs!(every_event_is_taken_or_refused_and_nothing_that_was_taken_is_lost);
+on_both_logs!(
+    every_event_is_taken_or_refused_and_nothing_that_was_taken_is_lost,
+    events_with_a_key_keep_their_room_when_nobody_waits_for_them_any_more,
+);
 
 const CLIENTS: usize = 24;
 const BATCH: usize = 100;
@@ -115,6 +120,44 @@ async fn every_event_is_taken_or_refused_and_nothing_that_was_taken_is_lost(engi
         wrong.len(),
         taken.len()
     );
+}
+
+async fn events_with_a_key_keep_their_room_when_nobody_waits_for_them_any_more(engine: Engine) {
+    let mut site = Site::with_a_log_of_its_own(engine);
+    make_topic(&site, "visits").await;
+    site.set("BARNABAS_EVENTS_TOPICS", "visits")
+        .set("BARNABAS_EVENTS_QUEUE_BYTES", 100_000)
+        .set("BARNABAS_EVENTS_DEADLINE_MS", 1000);
+    let gateway = site.gateway("gateway");
+    let address = gateway.address();
+    let body = format!(r#"{{"type":"visit","data":"{:0>60000}"}}"#, 0);
+    let post = async |key: Option<&str>| {
+        let mut request =
+            http::request(Method::POST, "/v1/topics/visits/events").header(CONTENT_TYPE, "application/json");
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        let request = request.body(http::whole(body.clone())).expect("a request");
+        http::send(address, request).await.expect("an answer")
+    };
+    assert_eq!(post(Some("before")).await.status, 202);
+
+    let away = site.take_log_away();
+    assert_eq!(post(Some("first")).await.status, 503, "the log does not answer in time");
+    // It waits for the log still.
+    for key in [Some("second"), None] {
+        let answer = post(key).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code().as_str()),
+            (429, "queue-full"),
+            "{key:?}"
+        );
+    }
+    drop(away);
+    let again = async { while post(Some("third")).await.status != 202 {} };
+    tokio::time::timeout(DEADLINE, again)
+        .await
+        .expect("there is room again");
 }
 
 async fn make_topic(site: &Site, topic: &str) {

@@ -130,7 +130,8 @@ async fn publish(
         .map(|(key, print)| key.request(print));
     match request {
         Some(request) => {
-            app.idempotency.answer(request, Work::Events(records), deadline).await?;
+            let work = Work::Events { records, _room: room };
+            app.idempotency.answer(request, work, deadline).await?;
         }
         None => {
             let producer = app.topic_events.producer(&topic)?.clone();

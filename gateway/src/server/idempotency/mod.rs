@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -79,7 +79,12 @@ pub(crate) enum Work {
     /// A job is submitted.
     Job(Job),
     /// Events are appended.
-    Events(Vec<ProducerRecord>),
+    Events {
+        /// They.
+        records: Vec<ProducerRecord>,
+        /// Their room among what waits for the log.
+        _room: OwnedSemaphorePermit,
+    },
 }
 
 /// What is told to everybody who sends the request.
@@ -276,21 +281,21 @@ impl Work {
     fn size_bytes(&self) -> u64 {
         match self {
             Self::Job(job) => job.body.size_bytes,
-            Self::Events(records) => records.iter().map(|record| record.size_bytes() as u64).sum(),
+            Self::Events { records, .. } => records.iter().map(|record| record.size_bytes() as u64).sum(),
         }
     }
 
     fn job(&self) -> Option<&Job> {
         match self {
             Self::Job(job) => Some(job),
-            Self::Events(_) => None,
+            Self::Events { .. } => None,
         }
     }
 
     fn events(&self) -> &[ProducerRecord] {
         match self {
             Self::Job(_) => &[],
-            Self::Events(records) => records,
+            Self::Events { records, .. } => records,
         }
     }
 }
