@@ -20,7 +20,7 @@ pub const HELP: &str = "
 Subcommands ask a running gateway: --gateway URL, or BARNABAS_GATEWAY, default http://127.0.0.1:8080; --json shows its answer as it is.
   groups                                    consumer groups with members and lag
   blocked ls                                partitions and keys that stand still, and why
-  blocked retry|skip|dead-letter|ignore|block GROUP TOPIC PARTITION OFFSET [--key KEY]
+  blocked retry|skip|dead-letter|ignore|block GROUP TOPIC PARTITION OFFSET [--key KEY | --key-base64 KEY]
                                             try the record at this offset now, pass it over, send it to the dead letters, pass over whatever
                                             fails there, or block there again
   dlq ls                                    topics of dead letters
@@ -267,15 +267,20 @@ async fn blocked(gateway: &Gateway, mut words: Words) -> Result<()> {
     if !["retry", "skip", "dead-letter", "ignore", "block"].contains(&action.as_str()) {
         return Err(Error::Usage(format!("blocked {action} is not known")));
     }
-    let key = words.option("--key")?;
+    let keys = [
+        ("key", words.option("--key")?),
+        ("key_base64", words.option("--key-base64")?),
+    ];
     let group = words.next("GROUP")?;
     let mut command = json!({
         "action": action, "topic": words.next("TOPIC")?, "partition": words.number::<i32>("PARTITION")?,
         "offset": words.number::<i64>("OFFSET")?,
     });
     words.end()?;
-    if let Some(key) = key {
-        command["key"] = json!(key);
+    for (name, key) in keys {
+        if let Some(key) = key {
+            command[name] = json!(key);
+        }
     }
     let path = format!("/v1/admin/groups/{}/commands", escaped(&group));
     gateway.ask(Method::POST, &path, Some(command)).await?;
@@ -307,10 +312,9 @@ async fn list_blocked(gateway: &Gateway) -> Result<()> {
         .to_vec(),
     ];
     for blocked in each(&body["blocked"]) {
-        let key = if blocked["key"].is_null() {
-            &blocked["key_base64"]
-        } else {
-            &blocked["key"]
+        let key = match &blocked["key_base64"] {
+            Value::Null => text(&blocked["key"]),
+            key => format!("base64:{}", text(key)),
         };
         let next = match blocked["due_ms"].as_i64().unwrap_or(0) {
             0 => "-".to_owned(),
@@ -320,7 +324,7 @@ async fn list_blocked(gateway: &Gateway) -> Result<()> {
             text(&blocked["group"]),
             text(&blocked["topic"]),
             text(&blocked["partition"]),
-            text(key),
+            key,
         ];
         row.extend([
             text(&blocked["offset"]),

@@ -58,13 +58,15 @@ impl Group {
         }
     }
 
-    pub async fn append(&self, gateway: &Gateway, key: &str, value: impl Into<bytes::Bytes>) {
+    pub async fn append(&self, gateway: &Gateway, key: impl AsRef<[u8]>, value: impl Into<bytes::Bytes>) {
         let producer = gateway
             .log
             .producer(ProducerSettings::default())
             .await
             .expect("a producer");
-        let record = ProducerRecord::to(self.topic.as_str()).key(key.to_owned()).value(value);
+        let record = ProducerRecord::to(self.topic.as_str())
+            .key(key.as_ref().to_vec())
+            .value(value);
         producer.append(record).await.expect("appended");
     }
 }

@@ -118,6 +118,23 @@ async fn a_blocked_record_is_listed_and_skipped() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_no_text_is_named_in_base64() {
+    let gateway = Gateway::start().await;
+    let hour = BackOff::fixed(Duration::from_secs(3600));
+    let group = Group::start(&gateway, RetryPolicy::Blocking(hour)).await;
+    group.append(&gateway, [0xff, 0], "poison 1").await;
+    let body = until(&gateway, "/v1/admin/blocked", |body| !body["blocked"][0].is_null()).await;
+    let partition = body["blocked"][0]["partition"].to_string();
+    let listed = told(&gateway, &["blocked", "ls"]).await;
+    assert!(listed.contains(" base64:/wA= "), "{listed}");
+    let (name, topic) = (group.name.as_str(), group.topic.as_str());
+    let skip = ["blocked", "skip", name, topic, &partition, "0", "--key-base64", "/wA="];
+    assert_eq!(told(&gateway, &skip).await, "done\n");
+    group.consumer.shutdown().await.expect("a good end");
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn dead_letters_are_shown_redriven_and_discarded() {
     let gateway = Gateway::start().await;
     let group = Group::start(&gateway, RetryPolicy::None).await;
