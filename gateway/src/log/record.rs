@@ -155,8 +155,7 @@ impl ProducerRecord {
 
     /// Bytes of key, value and headers: what counts against the topic's `max.message.bytes`.
     pub fn size_bytes(&self) -> usize {
-        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        self.key.as_ref().map_or(0, Bytes::len) + self.value.as_ref().map_or(0, Bytes::len) + headers
+        size_bytes(&self.key, &self.value, &self.headers)
     }
 }
 
@@ -173,6 +172,18 @@ pub struct Record {
     pub value: Option<Bytes>,
     /// The headers.
     pub headers: Headers,
+}
+
+impl Record {
+    /// Bytes of key, value and headers.
+    pub fn size_bytes(&self) -> usize {
+        size_bytes(&self.key, &self.value, &self.headers)
+    }
+}
+
+fn size_bytes(key: &Option<Bytes>, value: &Option<Bytes>, headers: &Headers) -> usize {
+    let headers: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    key.as_ref().map_or(0, Bytes::len) + value.as_ref().map_or(0, Bytes::len) + headers
 }
 
 /// What one read of one partition brought, in order. It may be empty: then it says only how far the reader has come.

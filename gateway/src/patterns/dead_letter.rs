@@ -28,8 +28,12 @@ use crate::log::{
     CleanupPolicy, Headers, Log, ProducerRecord, Record, Timestamps, TopicDescription, TopicSpec, TransactionalProducer,
 };
 
-/// Dead letters that are redriven or discarded in one transaction.
+/// Dead letters that are redriven or discarded in one transaction, and bytes of them behind which it has no more.
 const SETTLED_AT_ONCE: usize = 500;
+const SETTLED_BYTES: usize = 8 * 1024 * 1024;
+
+/// Bytes of the dead letters of a list behind which it has no more.
+const LISTED_BYTES: usize = 8 * 1024 * 1024;
 
 /// The headers of a record on a retry topic or among the dead letters. Numbers are decimal text.
 pub mod header {
@@ -201,7 +205,25 @@ type Place = (i32, i64);
 /// Where a list of dead letters goes on: for each partition the offset before which they stand.
 pub type Before = BTreeMap<i32, i64>;
 
-/// The newest dead letters of `group` from `topic`, `most` at most, before those of an earlier list, and where the list goes on;
+/// How many dead letters of `group` from `topic` there are, and how many of them wait. It reads all of them, and keeps none.
+///
+/// # Errors
+/// [`Error::Log`], as for a group without these topics.
+pub async fn count(log: &Log, topic: &str, group: &str) -> Result<(usize, usize), Error> {
+    let letters = dead_letter_topic(topic, group);
+    let marks = read_marks(log, group, &letters).await?;
+    let mut scan = Scan::new(log, &letters).await?;
+    let (mut all, mut waiting) = (0, 0);
+    while let Some(batch) = scan.next().await? {
+        let partition = batch.partition.partition;
+        let waits = |record: &&Record| !marks.contains_key(&(partition, record.offset));
+        all += batch.records.len();
+        waiting += batch.records.iter().filter(waits).count();
+    }
+    Ok((all, waiting))
+}
+
+/// The newest dead letters of `group` from `topic`, `most` at most and fewer when they are large, before those of an earlier list, and where the list goes on;
 /// `None`: nothing is left. It reads all dead letters of the topic.
 ///
 /// # Errors
@@ -219,7 +241,7 @@ pub async fn list(
     // The oldest of the newest is on top, to make room.
     let mut newest: BinaryHeap<Reverse<(i64, Place)>> = BinaryHeap::new();
     let mut found: HashMap<Place, DeadLetter> = HashMap::new();
-    let mut is_more = false;
+    let (mut is_more, mut bytes) = (false, 0);
     // The times of a partition may go back, as its owners' clocks differ. Its records do not: where the list goes on is an offset.
     let mut times: HashMap<i32, i64> = HashMap::new();
     let mut scan = Scan::new(log, &letters).await?;
@@ -239,11 +261,12 @@ pub async fn list(
             let time = times.entry(partition).or_insert(i64::MIN);
             *time = letter.record.timestamp_ms.max(*time);
             newest.push(Reverse((*time, place)));
+            bytes += letter.record.size_bytes();
             found.insert(place, letter);
-            if newest.len() > most
+            while (newest.len() > most || bytes > LISTED_BYTES && newest.len() > 1)
                 && let Some(Reverse((_, oldest))) = newest.pop()
             {
-                found.remove(&oldest);
+                bytes -= found.remove(&oldest).map_or(0, |letter| letter.record.size_bytes());
                 is_more = true;
             }
         }
@@ -291,7 +314,7 @@ pub async fn settle(
         action,
         by,
     };
-    let (mut waiting, mut count) = (Vec::new(), 0);
+    let (mut waiting, mut bytes, mut count) = (Vec::new(), 0, 0);
     loop {
         let batch = scan.next().await?;
         let is_last = batch.is_none();
@@ -299,12 +322,14 @@ pub async fn settle(
             let partition = batch.partition.partition;
             for record in batch.records {
                 if !marks.contains_key(&(partition, record.offset)) && selection.contains(partition, &record) {
+                    bytes += record.size_bytes();
                     waiting.push((partition, record));
                 }
             }
         }
-        while waiting.len() >= SETTLED_AT_ONCE || is_last && !waiting.is_empty() {
-            let some: Vec<_> = waiting.drain(..waiting.len().min(SETTLED_AT_ONCE)).collect();
+        while waiting.len() >= SETTLED_AT_ONCE || bytes >= SETTLED_BYTES || is_last && !waiting.is_empty() {
+            let some: Vec<(i32, Record)> = waiting.drain(..waiting.len().min(SETTLED_AT_ONCE)).collect();
+            bytes -= some.iter().map(|(_, record)| record.size_bytes()).sum::<usize>();
             count += some.len();
             settling.commit(&mut producer, some).await?;
         }

@@ -8,8 +8,6 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::ops::{Range, RangeBounds as _};
 
-use bytes::Bytes;
-
 use super::{Progress, Replayed, Times};
 use crate::log::{Batch, Reader, Record, Result, StartAt, TopicPartition};
 
@@ -201,6 +199,5 @@ impl Merged {
 }
 
 fn size_bytes(record: &Record) -> usize {
-    let bytes = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
-    RECORD_BYTES + bytes(&record.key) + bytes(&record.value)
+    RECORD_BYTES + record.size_bytes()
 }

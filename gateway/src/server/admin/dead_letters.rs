@@ -53,12 +53,11 @@ impl Letters {
                 is_estimate: true,
             });
         }
-        let room = usize::try_from(most).unwrap_or(0);
-        let (letters, _) = dead_letter::list(log, source, group, &Before::new(), room, |_| true).await?;
+        let (all, waiting) = dead_letter::count(log, source, group).await?;
         let count = |letters: usize| i64::try_from(letters).unwrap_or(i64::MAX);
         Ok(Self {
-            all: count(letters.len()),
-            waiting: count(letters.iter().filter(|letter| letter.settled.is_none()).count()),
+            all: count(all),
+            waiting: count(waiting),
             is_estimate: false,
         })
     }

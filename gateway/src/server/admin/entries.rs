@@ -69,13 +69,13 @@ impl Entries {
             return;
         }
         if let Some(before) = self.by_key.remove(&place) {
-            self.bytes -= size_bytes(&before);
+            self.bytes -= before.size_bytes();
         }
         // A tombstone.
         if record.value.is_none() {
             return;
         }
-        self.bytes += size_bytes(&record);
+        self.bytes += record.size_bytes();
         self.by_key.insert(place, record);
         // One is always kept, or nothing behind it would ever be shown.
         while self.by_key.len() > self.bounds.entries.max(1)
@@ -84,7 +84,7 @@ impl Entries {
             let Some((place, last)) = self.by_key.pop_last() else {
                 return;
             };
-            self.bytes -= size_bytes(&last);
+            self.bytes -= last.size_bytes();
             self.horizon = Some(place);
         }
     }
@@ -98,16 +98,6 @@ impl Entries {
         let page = self.by_key.into_iter();
         (page.map(|((_, partition), record)| (partition, record)).collect(), next)
     }
-}
-
-/// Bytes of key, value and headers.
-pub(super) fn size_bytes(record: &Record) -> usize {
-    let headers: usize = record
-        .headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len())
-        .sum();
-    record.key.as_ref().map_or(0, Bytes::len) + record.value.as_ref().map_or(0, Bytes::len) + headers
 }
 
 #[cfg(test)]

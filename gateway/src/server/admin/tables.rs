@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::entries::{Bounds, Entries, Place};
 use super::told_record;
-use crate::log::{self, Log, StartAt, TopicPartition};
+use crate::log::{self, Log, Record, StartAt, TopicPartition};
 use crate::patterns::control::control_topic;
 use crate::patterns::scan::Scan;
 use crate::patterns::{atomic_store, schedule};
@@ -176,7 +176,7 @@ async fn read_entries(log: &Log, topic: &str, mut entries: Entries, most: Bounds
     let (mut records, mut bytes) = (0, 0);
     while let Some(batch) = scan.next().await? {
         records += batch.records.len();
-        bytes += batch.records.iter().map(super::entries::size_bytes).sum::<usize>();
+        bytes += batch.records.iter().map(Record::size_bytes).sum::<usize>();
         entries.put(batch);
         if records > most.entries || bytes > most.bytes {
             return Ok((entries, true));
