@@ -79,8 +79,8 @@ pub(in crate::patterns) struct Why<'a> {
     pub(in crate::patterns) message: &'a str,
 }
 
-/// The first bytes of a message, whole characters only.
-fn cut(message: &str) -> &str {
+/// The first kilobyte of a message, whole characters only.
+pub(in crate::patterns) fn cut(message: &str) -> &str {
     &message[..message.floor_char_boundary(MAX_MESSAGE_BYTES)]
 }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use barnabas::log::{ProducerRecord, Record, Timestamps};
+use barnabas::log::{self, ProducerRecord, Record, Timestamps};
 use barnabas::patterns::Error;
 use barnabas::patterns::consumer::{
-    BatchError, BatchHandler, Context, DeliveryGuarantee, HandlerError, ProcessingOrder,
+    BatchError, BatchHandler, Context, DeliveryGuarantee, DlqLimit, HandlerError, ProcessingOrder,
 };
 use barnabas::patterns::control::{self, Action, Command, Key, Place};
 use barnabas::patterns::dead_letter::{dead_letter_topic, header, redrive_topic};
@@ -28,6 +28,8 @@ on_both_logs!(
     what_fails_goes_from_retry_topic_to_retry_topic_and_never_early,
     blocking_and_retry_topics_come_one_after_the_other,
     a_dead_letter_that_cannot_be_written_is_not_passed_over,
+    in_a_transaction_a_dead_letter_that_cannot_be_written_is_waited_for,
+    in_a_transaction_what_no_topic_takes_counts_for_the_limit,
     a_shutdown_does_not_wait_for_what_is_blocked,
     topics_that_do_not_exist_or_forget_too_early_or_have_their_writers_times_are_refused,
     in_a_transaction_what_fails_leaves_with_its_offset,
@@ -412,6 +414,62 @@ async fn a_dead_letter_that_cannot_be_written_is_not_passed_over(engine: Engine)
     assert_eq!(calls.len(), 3);
 }
 
+async fn in_a_transaction_a_dead_letter_that_cannot_be_written_is_waited_for(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    bench.append_many(3, |_| "key".to_owned()).await;
+    let dead = dead_letter_topic(&bench.topic, &bench.group);
+    let calls = Calls::default();
+    let work = {
+        let (log, dead) = (bench.log.clone(), dead.clone());
+        move |call: &Call| -> BoxFuture<'static, _> {
+            let (log, dead, fails) = (log.clone(), dead.clone(), call.value == "1");
+            Box::pin(async move {
+                if fails {
+                    log.delete_topic(&dead).await.expect("deleted");
+                    return Err(HandlerError::non_retriable("hopeless"));
+                }
+                Ok(())
+            })
+        }
+    };
+    let builder = bench.builder().guarantee(DeliveryGuarantee::ExactlyOnce);
+    let consumer = bench.note(builder, &calls, work).await;
+    calls
+        .until("those behind it are handled", |calls| calls.len() == 3)
+        .await;
+    // Longer than a transaction takes that may succeed.
+    let early = tokio::time::timeout(ms(1000), bench.caught_up()).await;
+    assert!(early.is_err(), "nothing is passed over");
+    bench.make_topics(&bench.builder()).await;
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    assert_eq!(bench.read(&dead).await.len(), 1);
+    assert_eq!(calls.len(), 3, "no handler is called again for that");
+}
+
+async fn in_a_transaction_what_no_topic_takes_counts_for_the_limit(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    bench.append_many(50, |_| "key".to_owned()).await;
+    let missing = format!("{}.no-such-topic", bench.topic);
+    let handle = move |_: Call| -> BoxFuture<'static, _> {
+        let answer = ProducerRecord::to(missing.as_str()).value("1");
+        Box::pin(async move { Ok(vec![answer]) })
+    };
+    let builder = bench.builder().guarantee(DeliveryGuarantee::ExactlyOnce);
+    let limit = DlqLimit {
+        ratio: 1.0,
+        consecutive: Some(3),
+    };
+    let consumer = bench.start(builder.dead_letter_limit(limit), handle).await;
+    match within("the consumer ends", consumer.ended()).await {
+        Err(Error::Log(log::Error::UnknownTopic(topic))) => assert_eq!(topic, format!("{}.no-such-topic", bench.topic)),
+        ended => panic!("{ended:?}"),
+    }
+    let letters = bench.read(&dead_letter_topic(&bench.topic, &bench.group)).await;
+    assert!(letters.len() < 25, "{} dead letters", letters.len());
+    assert!(bench.lag().await >= 25);
+}
+
 async fn a_shutdown_does_not_wait_for_what_is_blocked(engine: Engine) {
     let bench = Bench::new(engine, 1).await;
     bench.append_many(5, |_| "key".to_owned()).await;
@@ -533,6 +591,8 @@ struct Sums {
 impl BatchHandler for Sums {
     async fn handle(&self, context: &mut Context, records: &[Record]) -> Result<(), BatchError> {
         self.largest.fetch_max(records.len(), Ordering::SeqCst);
+        // Longer than a turn of the pool.
+        tokio::time::sleep(ms(30)).await;
         for record in records {
             context.send(ProducerRecord::to(self.out.as_str()).value(number(record).to_string()));
         }

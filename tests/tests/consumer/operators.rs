@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use barnabas::log::ProducerRecord;
 use barnabas::patterns::Error;
 use barnabas::patterns::consumer::{ConsumerBuilder, DlqLimit, HandlerError, PauseReason, ProcessingOrder};
 use barnabas::patterns::control::{self, Action, Blocked, BlockedState, Command, Key, Outcome, Place};
@@ -22,6 +23,8 @@ on_both_logs!(
     ignored_failures_are_passed_over_until_they_block_again,
     the_next_owner_goes_on_with_attempts_and_waiting,
     too_many_dead_letters_stop_the_consumer_until_an_operator_looks,
+    a_consumer_that_has_stopped_goes_on_when_it_is_started_again,
+    what_is_too_large_to_be_told_keeps_nothing_else_from_being_told,
     nobody_answers_for_a_partition_that_nobody_owns,
 );
 
@@ -236,24 +239,13 @@ async fn too_many_dead_letters_stop_the_consumer_until_an_operator_looks(engine:
     bench.append_many(20, |_| "key".to_owned()).await;
     let ill = Arc::new(AtomicBool::new(true));
     let calls = Calls::default();
-    let work = {
-        let ill = ill.clone();
-        move |_: &Call| -> BoxFuture<'static, _> {
-            let fails = ill.load(Ordering::SeqCst);
-            Box::pin(async move {
-                if fails {
-                    Err(HandlerError::non_retriable("a bad deployment"))
-                } else {
-                    Ok(())
-                }
-            })
-        }
-    };
     let limit = DlqLimit {
         ratio: 1.0,
         consecutive: Some(5),
     };
-    let consumer = bench.note(bench.builder().dead_letter_limit(limit), &calls, work).await;
+    let consumer = bench
+        .note(bench.builder().dead_letter_limit(limit), &calls, bad_deployment(&ill))
+        .await;
     let seen = blocked(&bench, "it has stopped", |blocked| blocked.len() == 1).await;
     assert_eq!((seen[0].offset, seen[0].due_ms), (5, 0));
     assert!(seen[0].message.contains("no further dead letters") && seen[0].message.contains("a bad deployment"));
@@ -272,6 +264,72 @@ async fn too_many_dead_letters_stop_the_consumer_until_an_operator_looks(engine:
         bench.read(&dead_letter_topic(&bench.topic, &bench.group)).await.len(),
         5
     );
+}
+
+async fn a_consumer_that_has_stopped_goes_on_when_it_is_started_again(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    bench.append_many(20, |_| "key".to_owned()).await;
+    let ill = Arc::new(AtomicBool::new(true));
+    let builder = || {
+        bench.builder().dead_letter_limit(DlqLimit {
+            ratio: 1.0,
+            consecutive: Some(5),
+        })
+    };
+    let calls = Calls::default();
+    let consumer = bench.note(builder(), &calls, bad_deployment(&ill)).await;
+    blocked(&bench, "it has stopped", |blocked| blocked.len() == 1).await;
+    consumer.shutdown().await.expect("a good end");
+    ill.store(false, Ordering::SeqCst);
+    let consumer = bench.note(builder(), &calls, bad_deployment(&ill)).await;
+    bench.caught_up().await;
+    blocked(&bench, "nothing is blocked", <[Blocked]>::is_empty).await;
+    consumer.shutdown().await.expect("a good end");
+    assert_eq!(calls.len(), 21);
+    let letters = bench.read(&dead_letter_topic(&bench.topic, &bench.group)).await;
+    assert_eq!(letters.len(), 5);
+}
+
+/// Fails for good while it is told to.
+fn bad_deployment(
+    ill: &Arc<AtomicBool>,
+) -> impl Fn(&Call) -> BoxFuture<'static, Result<(), HandlerError>> + Send + Sync + use<> {
+    let ill = ill.clone();
+    move |_: &Call| -> BoxFuture<'static, _> {
+        let fails = ill.load(Ordering::SeqCst);
+        Box::pin(async move {
+            if fails {
+                Err(HandlerError::non_retriable("a bad deployment"))
+            } else {
+                Ok(())
+            }
+        })
+    }
+}
+
+async fn what_is_too_large_to_be_told_keeps_nothing_else_from_being_told(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    let record = |key: String| ProducerRecord::to(bench.topic.as_str()).key(key).value("1");
+    bench.append(record("k".repeat(600_000))).await;
+    bench.append(record("b".to_owned())).await;
+    let work = |_: &Call| -> BoxFuture<'static, _> {
+        let page = "<html>".repeat(500_000);
+        Box::pin(async move { Err(HandlerError::retriable(page)) })
+    };
+    let builder = blocking(&bench, ProcessingOrder::Key, HOUR);
+    let consumer = bench.note(builder, &Calls::default(), work).await;
+    let seen = blocked(&bench, "the other is told", |blocked| !blocked.is_empty()).await;
+    assert_eq!(seen[0].place.key, Some(Key::new(b"b")));
+    assert!((1..=1024).contains(&seen[0].message.len()));
+    let place = seen[0].place.clone();
+    done(&bench, Action::Skip, &place, seen[0].offset).await;
+    blocked(
+        &bench,
+        "that it is no longer blocked is told too",
+        <[Blocked]>::is_empty,
+    )
+    .await;
+    consumer.shutdown().await.expect("a good end");
 }
 
 async fn nobody_answers_for_a_partition_that_nobody_owns(engine: Engine) {

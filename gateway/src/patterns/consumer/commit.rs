@@ -38,7 +38,6 @@ const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 const WINDOW_RECORDS: usize = 20_000;
 
 pub(super) struct Committer {
-    guarantee: DeliveryGuarantee,
     interval: Duration,
     /// In exactly once mode.
     transactions: Option<Transactions>,
@@ -118,7 +117,6 @@ impl Committer {
         };
         let now = Instant::now();
         Ok(Self {
-            guarantee: settings.guarantee,
             interval: settings.commit_interval,
             transactions,
             unfed: Vec::new(),
@@ -134,11 +132,6 @@ impl Committer {
 
     pub(super) fn is_transactional(&self) -> bool {
         self.transactions.is_some()
-    }
-
-    /// Whether an offset may be committed only if its metadata tells all that is done above it.
-    pub(super) fn is_exact(&self) -> bool {
-        self.guarantee != DeliveryGuarantee::AtLeastOnce
     }
 
     /// Whether more records may be taken from the member.
@@ -251,8 +244,8 @@ impl Committer {
                 },
             });
         }
-        self.touched = false;
         let Some(transactions) = &mut self.transactions else {
+            self.touched = false;
             if marks.is_empty() {
                 return None;
             }
@@ -270,12 +263,14 @@ impl Committer {
             };
             return Some(outcome.boxed());
         };
+        // What was done since is not in it, and is due after it.
         if let Some((marks, sent)) = transactions.undecided.take() {
             self.committing = true;
             let committed = members.committed(&marks);
             let producer = transactions.producer.take();
             return Some(decide(committed, marks, sent, producer).boxed());
         }
+        self.touched = false;
         if marks.is_empty() {
             return None;
         }
@@ -362,16 +357,15 @@ impl Committer {
     /// Takes from the window what follows from a record because of which a transaction was refused, and returns that record with
     /// its partition; `None`: no record of the window is the reason.
     pub(super) fn take_refused(&mut self, error: &log::Error) -> Option<(TopicPartition, u64, Origin)> {
-        let topic = match error {
-            log::Error::RecordTooLarge { topic, .. } | log::Error::UnknownTopic(topic) => topic.as_str(),
-            log::Error::UnknownPartition(partition) => &partition.topic,
-            _ => return None,
+        let topic = refused_topic(error)?;
+        let least_bytes = match error {
+            log::Error::RecordTooLarge { size_bytes, .. } => *size_bytes,
+            _ => 0,
         };
         let transactions = self.transactions.as_mut()?;
-        let refused = transactions
-            .window
-            .iter()
-            .filter(|sent| *sent.record.topic == *topic && sent.origin.is_some());
+        let refused = transactions.window.iter().filter(|sent| {
+            *sent.record.topic == *topic && sent.origin.is_some() && sent.record.size_bytes() >= least_bytes
+        });
         let refused = refused.max_by_key(|sent| sent.record.size_bytes())?;
         let (partition, epoch) = (refused.partition.clone(), refused.epoch);
         let offset = refused.origin.as_ref().map(|origin| origin.record.offset);
@@ -384,6 +378,17 @@ impl Committer {
         self.back_off = BACK_OFF.0;
         self.not_before = Instant::now();
         Some((partition, epoch, origin?))
+    }
+}
+
+/// The topic that does not take a record.
+pub(super) fn refused_topic(error: &log::Error) -> Option<&str> {
+    match error {
+        log::Error::RecordTooLarge { topic, .. }
+        | log::Error::InvalidTopic { topic, .. }
+        | log::Error::UnknownTopic(topic) => Some(topic),
+        log::Error::UnknownPartition(partition) => Some(&partition.topic),
+        _ => None,
     }
 }
 
@@ -468,8 +473,10 @@ async fn decide(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::NextOffset;
     use crate::log::embedded::EmbeddedSettings;
+    use crate::log::{NextOffset, TopicSpec};
+    use crate::patterns::consumer::routes::Routes;
+    use crate::patterns::retry::RetryPolicy;
 
     fn partition(partition: i32) -> TopicPartition {
         TopicPartition::new("orders", partition)
@@ -532,5 +539,39 @@ mod tests {
         let (_, result) = committer.end(asked([0, 0]), |_, _| false);
         result.expect("nobody minds");
         assert_eq!(waiting(&committer), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_done_while_an_unknown_end_is_looked_up_is_due_after_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = Log::open_embedded(EmbeddedSettings::new(folder.path()))
+            .await
+            .expect("a log");
+        let settings = ConsumerBuilder::new("group", ["orders"]).guarantee(DeliveryGuarantee::ExactlyOnce);
+        let apply = async |topics: &[TopicSpec]| {
+            let plan = log.plan_topics(topics).await.expect("a plan");
+            log.apply_topics(&plan).await.expect("topics");
+        };
+        apply(&[TopicSpec::new("orders", 2)]).await;
+        apply(&settings.topics(&log).await.expect("topics")).await;
+        let topics = ["orders".to_owned()];
+        let routes = Routes::new(&log, "group", &topics, &RetryPolicy::None)
+            .await
+            .expect("routes");
+        let members = Members::join(&log, &settings, &routes, Duration::from_secs(1))
+            .await
+            .expect("members");
+        let mut committer = Committer::new(&log, &settings).await.expect("a committer");
+        let unknown = Outcome {
+            result: Err(log::Error::Indefinite("cut off".to_owned())),
+            committed: None,
+            ..asked([0, 0])
+        };
+        committer.end(unknown, |_, _| true).1.expect_err("nobody knows");
+        committer.touch();
+        let looked_up = committer.begin(&members, Vec::new()).expect("it is looked up");
+        drop(looked_up);
+        committer.end(asked([10, 10]), |_, _| true).1.expect("it was committed");
+        assert!(committer.wake_at().is_some());
     }
 }

@@ -236,8 +236,12 @@ impl<H: BatchHandler> AnyHandler for Batches<H> {
     ) -> BoxFuture<'a, Handled> {
         let handle = async move {
             let mut handled = Handled::default();
+            if !go_on() {
+                return handled;
+            }
             let mut records = records;
-            while go_on() && !records.is_empty() {
+            // Each further call is for those before the failed one: they are the same batch, however long it takes.
+            while !records.is_empty() {
                 let mut context = Context::new(partition.clone());
                 context.attempt = attempts.first;
                 let ended = guarded(self.timeout, async { self.handler.handle(&mut context, records).await });

@@ -35,6 +35,8 @@ pub(super) struct Offsets {
     empty: usize,
     /// How many records are open.
     open: usize,
+    /// Behind the last record that was done.
+    done_to: i64,
     /// Runs `[from, to)` that the last owner has done above what it committed, in order and apart.
     done_before: Vec<(i64, i64)>,
 }
@@ -47,6 +49,7 @@ impl Offsets {
             words: VecDeque::new(),
             empty: 0,
             open: 0,
+            done_to: start.0,
             done_before: decode(start.0, metadata).unwrap_or_default(),
         }
     }
@@ -103,6 +106,7 @@ impl Offsets {
         }
         *word &= !bit(offset);
         self.open -= 1;
+        self.done_to = self.done_to.max(offset + 1);
         if *word == 0 {
             self.empty += 1;
             self.drop_empty_words();
@@ -131,6 +135,24 @@ impl Offsets {
             true => !is_open(),
             false => self.done_before.iter().any(|(from, to)| (*from..*to).contains(&offset)),
         }
+    }
+
+    /// Behind the last record that was done here.
+    pub(super) fn done_to(&self) -> i64 {
+        self.done_to
+    }
+
+    /// How many runs of done records the metadata has to tell, give or take one.
+    pub(super) fn runs(&self) -> usize {
+        let behind = self.done_before.partition_point(|(_, to)| *to <= self.read);
+        let mut runs = self.done_before.len() - behind;
+        let (mut next, mut open) = (i64::MIN, false);
+        for (index, word) in &self.words {
+            let before = u64::from(open && *index == next);
+            runs += (word & !(word << 1 | before)).count_ones() as usize;
+            (next, open) = (index + 1, word >> 63 == 1);
+        }
+        runs
     }
 
     /// Records that are read and not done.

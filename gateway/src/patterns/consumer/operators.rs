@@ -19,6 +19,7 @@ use crate::log::{self, Log, Producer, ProducerRecord, Reader, Record, StartAt, T
 use crate::patterns::control::{
     Blocked, BlockedState, Command, ControlRecord, Key, Outcome, Place, blocked_topic, control_topic,
 };
+use crate::patterns::hop::cut;
 use crate::patterns::{Error, millis, now_ms};
 
 /// The least time between two writes of what stands still.
@@ -154,8 +155,9 @@ impl Operators {
         self.blocked.topic_partition(0)
     }
 
-    /// What stands on the topic for a partition, and when what waits there is due; `None`: when an operator says so.
-    pub(super) fn of(&self, partition: &TopicPartition) -> Vec<(Blocked, Option<Instant>)> {
+    /// What stands on the topic for a partition, and when what waits there is due. What waited for an operator is due at once: its
+    /// consumer had made too many dead letters, and this one has made none.
+    pub(super) fn of(&self, partition: &TopicPartition) -> Vec<(Blocked, Instant)> {
         let now = Instant::now();
         let of = |(blocked, _): &&(Blocked, Option<i64>)| {
             *blocked.place.topic == *partition.topic && blocked.place.partition == partition.partition
@@ -163,7 +165,10 @@ impl Operators {
         let due = |(blocked, written_ms): &(Blocked, Option<i64>)| {
             let wait = Duration::from_millis(blocked.wait_ms.try_into().unwrap_or(0));
             let by_log = written_ms.and_then(|written_ms| self.clock.when(due_ms(written_ms, blocked.wait_ms)));
-            let due = (blocked.due_ms != 0).then(|| by_log.unwrap_or(now + wait));
+            let due = match blocked.due_ms {
+                0 => now,
+                _ => by_log.unwrap_or(now + wait),
+            };
             (blocked.clone(), due)
         };
         self.table.values().filter(of).map(due).collect()
@@ -244,7 +249,7 @@ impl Operators {
                 offset: blocked.offset,
                 attempts: blocked.attempts,
                 kind: blocked.kind.as_str().to_owned(),
-                message: blocked.message,
+                message: cut(&blocked.message).to_owned(),
                 since_ms: now_ms - millis(blocked.since),
                 due_ms: blocked.due_in.map_or(0, |due_in| now_ms + millis(due_in) + 1),
                 wait_ms: blocked.due_in.map_or(0, |due_in| millis(due_in) + 1),
@@ -293,22 +298,32 @@ impl Operators {
 }
 
 /// Writes records, and tries again until all are written: the order in which states of a place are written is that of their changes.
-async fn write(producer: Producer, records: Vec<ProducerRecord>) {
+/// One that is refused for good is given up, so that it does not hold up the others.
+async fn write(producer: Producer, mut records: Vec<ProducerRecord>) {
     let mut wait = BACK_OFF.0;
     loop {
-        let written = async {
-            let mut deliveries = Vec::with_capacity(records.len());
-            for record in &records {
-                deliveries.push(producer.send(record.clone()).await?);
+        let mut deliveries = Vec::with_capacity(records.len());
+        for record in records {
+            let delivery = producer.send(record.clone()).await;
+            deliveries.push((record, delivery));
+        }
+        records = Vec::new();
+        for (record, delivery) in deliveries {
+            let written = match delivery {
+                Ok(delivery) => delivery.await.map(drop),
+                Err(error) => Err(error),
+            };
+            match written {
+                Ok(()) => {}
+                Err(error) if error.is_retriable() => {
+                    tracing::warn!(topic = %record.topic, %error, "operators are not told yet; trying on: {error}");
+                    records.push(record);
+                }
+                Err(error) => tracing::error!(topic = %record.topic, %error, "operators are not told: {error}"),
             }
-            for delivery in deliveries {
-                delivery.await?;
-            }
-            Ok::<_, log::Error>(())
-        };
-        match written.await {
-            Ok(()) => return,
-            Err(error) => tracing::warn!(%error, "operators are not told yet; trying on: {error}"),
+        }
+        if records.is_empty() {
+            return;
         }
         sleep(wait).await;
         wait = (wait * 2).min(BACK_OFF.1);

@@ -40,6 +40,10 @@ const LOOSE_RUN_RECORDS: usize = 32;
 /// Records that a lane takes back at once of those that it has let go.
 const TAKEN_BACK_RECORDS: usize = 64;
 
+/// Runs of done records above the committed offset behind which no further one is begun. The metadata of a commit has room for twice as
+/// many short ones, which what is at work by then may leave.
+const MOST_RUNS: usize = 450;
+
 /// A partition in one of its assignments.
 pub(super) struct Partition {
     pub(super) name: TopicPartition,
@@ -50,6 +54,8 @@ pub(super) struct Partition {
     run_records: usize,
     /// Attempts that records of this partition have behind them: on a retry topic those before it.
     attempts_before: u32,
+    /// Whether the metadata of a commit must tell all that is done above the offset.
+    exact: bool,
     offsets: Offsets,
     lanes: HashMap<LaneId, Lane, RandomState>,
     /// Lanes whose next run may begin.
@@ -183,6 +189,7 @@ impl Partition {
         order: ProcessingOrder,
         run_records: usize,
         attempts_before: u32,
+        exact: bool,
         start: CommittedOffset,
     ) -> Self {
         Self {
@@ -191,6 +198,7 @@ impl Partition {
             order,
             run_records,
             attempts_before,
+            exact,
             offsets: Offsets::new(start.next_offset, &start.metadata),
             lanes: HashMap::default(),
             ready: VecDeque::new(),
@@ -303,18 +311,27 @@ impl Partition {
         if self.is_stopped() {
             return None;
         }
-        let ready = self.next_ready();
-        let (lane, records, failed) = match ready {
+        let before = match self.is_crowded() {
+            true => self.offsets.done_to(),
+            false => i64::MAX,
+        };
+        let (lane, records, failed) = match self.next_ready(before) {
             Some(id) => {
                 let lane = self.lanes.get_mut(&id)?;
                 lane.state = LaneState::Running;
-                let records = match lane.records.len() <= self.run_records {
+                let waits = |record: &Record| self.restored.contains_key(&record.offset) || record.offset >= before;
+                let most = self.run_records.min(lane.records.len());
+                let count = match self.restored.is_empty() && before == i64::MAX {
+                    true => most,
+                    false => lane.records.iter().take(most).position(waits).unwrap_or(most),
+                };
+                let records = match count == lane.records.len() {
                     true => std::mem::take(&mut lane.records).into(),
-                    false => lane.records.drain(..self.run_records).collect(),
+                    false => lane.records.drain(..count).collect(),
                 };
                 (id, records, lane.failed)
             }
-            None if self.loose.is_empty() => return None,
+            None if self.loose.front().is_none_or(|record| record.offset >= before) => return None,
             None => {
                 // What one worker is slow with another cannot do: half of its share is left for later.
                 let share = self.loose.len() / (2 * workers);
@@ -336,9 +353,24 @@ impl Partition {
         })
     }
 
-    /// The next lane that may run. One whose first record the owner before had blocked goes on waiting instead.
-    fn next_ready(&mut self) -> Option<LaneId> {
-        while let Some(id) = self.ready.pop_front() {
+    /// Whether so many runs of done records lie between those that are not that a commit could not tell of more: then only what fills
+    /// the gaps between them is handled.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.exact && self.order != ProcessingOrder::Partition && self.offsets.runs() > MOST_RUNS
+    }
+
+    /// The next lane that may run, with its first record before an offset. One whose first record the owner before had blocked goes on
+    /// waiting instead.
+    fn next_ready(&mut self, before: i64) -> Option<LaneId> {
+        loop {
+            let at = match before {
+                i64::MAX => 0,
+                _ => self.ready.iter().position(|id| {
+                    let first = self.lanes.get(id).and_then(|lane| lane.records.front());
+                    first.is_some_and(|record| record.offset < before)
+                })?,
+            };
+            let id = self.ready.remove(at)?;
             if self.restored.is_empty() {
                 return Some(id);
             }
@@ -356,7 +388,6 @@ impl Partition {
             self.hopping += 1;
             self.block(id, restored.due, restored.failure);
         }
-        None
     }
 
     /// Takes note of what became of a run. If its first record that is not done has failed, the lane stands still until one of
@@ -613,14 +644,14 @@ impl Partition {
         }
     }
 
-    /// What to commit, if that is not what was committed last. `exact`: only if the metadata has room for all that is done.
-    pub(super) fn committable(&self, exact: bool) -> Option<Mark> {
+    /// What to commit, if that is not what was committed last and all that is done can be told.
+    pub(super) fn committable(&self) -> Option<Mark> {
         let (metadata, is_all) = self.offsets.metadata();
         let offset = CommittedOffset {
             next_offset: self.offsets.committable(),
             metadata,
         };
-        (Some(&offset) != self.committed.as_ref() && (is_all || !exact)).then(|| Mark {
+        (Some(&offset) != self.committed.as_ref() && (is_all || !self.exact)).then(|| Mark {
             partition: self.name.clone(),
             epoch: self.epoch,
             offset,
@@ -766,31 +797,64 @@ fn lane_goes_on(
 }
 
 fn size_bytes(record: &Record) -> usize {
-    let headers: usize = record
-        .headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len())
-        .sum();
-    record.key.as_ref().map_or(0, Bytes::len)
-        + record.value.as_ref().map_or(0, Bytes::len)
-        + headers
-        + RECORD_OVERHEAD_BYTES
+    record.size_bytes() + RECORD_OVERHEAD_BYTES
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::log::{Headers, NextOffset};
+    use crate::patterns::consumer::handler::FailureKind;
     use crate::patterns::dead_letter::header;
 
     /// What the log said the time was when the first record came.
     const LONG_AGO_MS: i64 = 1_700_000_000_000;
     const DELAY: Duration = Duration::from_secs(3600);
 
+    /// What happens to a run: so many of its records are done, and then one fails for now, or none does.
+    fn end(partition: &mut Partition, run: Run, done: usize) {
+        let failure = (done < run.records.len()).then(|| Failure {
+            kind: FailureKind::Retriable,
+            message: String::new(),
+        });
+        let handled = Handled {
+            done,
+            failure: failure.clone(),
+            sent: Vec::new(),
+        };
+        let failed = partition.ended(Ended { run, handled });
+        if let Some((failed, failure)) = failed.zip(failure) {
+            partition.block(failed.lane, Some(Instant::now() + DELAY), failure);
+        }
+    }
+
+    fn keyed(offset: i64) -> Record {
+        Record {
+            key: Some(offset.to_string().into()),
+            ..record(offset, LONG_AGO_MS)
+        }
+    }
+
+    fn source_partition(order: ProcessingOrder) -> Partition {
+        let start = CommittedOffset::from(NextOffset(0));
+        Partition::new(TopicPartition::new("orders", 0), 1, order, 100, 0, true, start)
+    }
+
+    fn feed(partition: &mut Partition, records: Vec<Record>) {
+        let next_offset = NextOffset(records.last().map_or(0, |record| record.offset + 1));
+        let batch = Batch {
+            partition: partition.name.clone(),
+            records,
+            next_offset,
+            caught_up: true,
+        };
+        partition.take_in(batch, None, Instant::now());
+    }
+
     fn retry_partition() -> Partition {
         let start = CommittedOffset::from(NextOffset(0));
         let name = TopicPartition::new("orders.billing.retry.1h", 0);
-        Partition::new(name, 1, ProcessingOrder::Unordered, 100, 1, start)
+        Partition::new(name, 1, ProcessingOrder::Unordered, 100, 1, false, start)
     }
 
     fn record(offset: i64, timestamp_ms: i64) -> Record {
@@ -818,6 +882,56 @@ mod tests {
     fn next(partition: &mut Partition) -> Vec<i64> {
         let run = partition.next_run(1);
         run.map_or_else(Vec::new, |run| run.records.iter().map(|record| record.offset).collect())
+    }
+
+    #[test]
+    fn more_gaps_than_a_commit_can_tell_are_filled_before_anything_is_begun() {
+        const RECORDS: i64 = 5000;
+        let mut partition = source_partition(ProcessingOrder::Key);
+        feed(&mut partition, (0..RECORDS).map(keyed).collect());
+        let is_poisoned = |run: &Run| run.records[0].offset % 2 == 1;
+        while let Some(run) = partition.next_run(1) {
+            let done = usize::from(!is_poisoned(&run));
+            end(&mut partition, run, done);
+        }
+        let mark = partition.committable().expect("all that is done can be told");
+        assert_eq!(mark.offset.next_offset, NextOffset(1));
+        let waiting = partition.describe().blocked.len();
+        assert!((MOST_RUNS / 2..2 * MOST_RUNS).contains(&waiting), "{waiting}");
+
+        partition.wake(Instant::now() + DELAY);
+        // One by one, the last first.
+        let mut runs: Vec<Run> = std::iter::from_fn(|| partition.next_run(1)).collect();
+        assert!(runs.len() >= waiting, "all of them may try again");
+        while let Some(run) = runs.pop().or_else(|| partition.next_run(1)) {
+            end(&mut partition, run, 1);
+        }
+        let mark = partition.committable().expect("all is done");
+        assert_eq!((mark.offset.next_offset.0, partition.open()), (RECORDS, 0));
+    }
+
+    #[test]
+    fn what_the_owner_before_had_blocked_waits_though_it_comes_with_others() {
+        let mut partition = source_partition(ProcessingOrder::Partition);
+        let now = Instant::now();
+        let restored = Restored {
+            failed: 2,
+            since: Some(now),
+            due: Some(now + DELAY),
+            failure: Failure {
+                kind: FailureKind::Retriable,
+                message: String::new(),
+            },
+        };
+        partition.restore(3, restored);
+        feed(&mut partition, (0..6).map(keyed).collect());
+        let run = partition.next_run(1).expect("what stands before it");
+        assert_eq!(run.records.len(), 3);
+        end(&mut partition, run, 3);
+        assert!(partition.next_run(1).is_none());
+        partition.wake(now + DELAY);
+        let run = partition.next_run(1).expect("it is due");
+        assert_eq!((run.records[0].offset, run.attempts.first), (3, 3));
     }
 
     #[test]

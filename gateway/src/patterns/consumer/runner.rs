@@ -133,7 +133,8 @@ struct Leaving {
 #[derive(Default)]
 struct Paused {
     all: bool,
-    partitions: HashSet<TopicPartition>,
+    /// Those with which it is the other way round.
+    except: HashSet<TopicPartition>,
 }
 
 /// Something that went on beside the loop and has ended.
@@ -249,6 +250,7 @@ impl Runner {
             self.settings.order,
             self.settings.run_records,
             route.attempts_before,
+            self.settings.guarantee != DeliveryGuarantee::AtLeastOnce,
             start,
         );
         state.set_paused(PauseReason::User, self.paused.contains(&partition));
@@ -313,9 +315,7 @@ impl Runner {
 
     /// Hands runs to the pool, one of each partition in turn.
     fn dispatch(&mut self) {
-        if !self.committer.has_room() {
-            return;
-        }
+        let has_room = self.committer.has_room();
         let mut room = WAITING_RUNS.saturating_sub(self.pool.waiting());
         let mut runs = Vec::new();
         loop {
@@ -323,6 +323,10 @@ impl Runner {
             for assigned in self.partitions.values_mut() {
                 if room == 0 {
                     break;
+                }
+                // What a crowded one still gives makes room.
+                if !has_room && !assigned.state.is_crowded() {
+                    continue;
                 }
                 if let Some(run) = assigned.state.next_run(self.settings.pool) {
                     runs.push(run);
@@ -655,7 +659,7 @@ impl Runner {
                 let restored = Restored {
                     failed: blocked.attempts.saturating_sub(before).max(1),
                     since: now.checked_sub(wait(now_ms.saturating_sub(blocked.since_ms))),
-                    due,
+                    due: Some(due),
                     failure: Failure {
                         kind: FailureKind::parse(&blocked.kind),
                         message: blocked.message,
@@ -690,12 +694,9 @@ impl Runner {
         if !self.committer.is_due(urgent) {
             return;
         }
-        let early = self.settings.guarantee == DeliveryGuarantee::AtMostOnce;
         let partitions = self.partitions.values();
         let marks: Vec<Mark> = partitions
-            // At most once: what was committed before it was handled is taken back when it leaves unhandled.
-            .filter(|assigned| !early || assigned.waits_for_commit())
-            .filter_map(|assigned| assigned.state.committable(self.committer.is_exact()))
+            .filter_map(|assigned| assigned.committable(self.settings.guarantee))
             .collect();
         if let Some(commit) = self.committer.begin(&self.members, marks) {
             self.operations.push(commit.map(Operation::Committed).boxed());
@@ -727,7 +728,18 @@ impl Runner {
                 tracing::warn!(group = self.settings.group, %error, "a commit failed and is tried again");
             }
             Err(error) if let Some((partition, epoch, origin)) = self.committer.take_refused(&error) => {
+                if !self.dead_letters.add() {
+                    tracing::error!(
+                        group = self.settings.group,
+                        "the limit of dead letters is reached; the consumer ends"
+                    );
+                    return Err(error.into());
+                }
                 self.refused(&partition, epoch, &origin, &error);
+            }
+            // A topic of retries or dead letters, or that of a record which has gone with its partition.
+            Err(error) if commit::refused_topic(&error).is_some() => {
+                tracing::error!(group = self.settings.group, %error, "a record cannot be written and is tried again: {error}");
             }
             Err(error) => return Err(error.into()),
         }
@@ -778,7 +790,7 @@ impl Runner {
     /// Lets partitions go of which nothing is in hand and everything done is committed, or whose time is over.
     async fn let_go(&mut self) -> Result<(), Error> {
         let now = Instant::now();
-        let (is_exact, is_committing) = (self.committer.is_exact(), self.committer.is_committing());
+        let (guarantee, is_committing) = (self.settings.guarantee, self.committer.is_committing());
         let (mut gone, mut released) = (Vec::new(), Vec::new());
         for (partition, assigned) in &mut self.partitions {
             let Some(leaving) = &mut assigned.leaving else { continue };
@@ -786,11 +798,12 @@ impl Runner {
                 continue;
             }
             let idle_at = *leaving.idle_at.get_or_insert(now);
+            let release = leaving.release;
             let is_settled = self.operators.is_settled(partition);
-            let is_committed = !is_committing && assigned.state.committable(is_exact).is_none();
+            let is_committed = !is_committing && assigned.committable(guarantee).is_none();
             if is_committed && is_settled || now >= idle_at + COMMIT_PATIENCE {
                 gone.push(partition.clone());
-                if leaving.release {
+                if release {
                     released.push(partition.clone());
                 }
             }
@@ -818,8 +831,8 @@ impl Runner {
         if self.drains.is_empty() || self.committer.is_committing() {
             return;
         }
-        let exact = self.committer.is_exact();
-        let done = |assigned: &Assigned| assigned.state.is_idle() && assigned.state.committable(exact).is_none();
+        let guarantee = self.settings.guarantee;
+        let done = |assigned: &Assigned| assigned.state.is_idle() && assigned.committable(guarantee).is_none();
         if self.partitions.values().all(done) {
             for drain in self.drains.drain(..) {
                 // Who no longer waits need not know.
@@ -831,7 +844,7 @@ impl Runner {
     fn obey(&mut self, request: Request) {
         match request {
             Request::Pause(partitions, paused) => {
-                self.paused.set(partitions.as_deref(), paused);
+                self.paused.set(partitions, paused);
                 for (partition, assigned) in &mut self.partitions {
                     let paused = self.paused.contains(partition);
                     assigned.state.set_paused(PauseReason::User, paused);
@@ -856,6 +869,15 @@ impl Runner {
 }
 
 impl Assigned {
+    /// What is to be committed. At most once all is committed before it is handled, and what leaves unhandled is taken back; but not
+    /// while a handler is at work, which may be done with its record.
+    fn committable(&self, guarantee: DeliveryGuarantee) -> Option<Mark> {
+        match guarantee {
+            DeliveryGuarantee::AtMostOnce if self.leaving.is_none() || !self.state.is_idle() => None,
+            _ => self.state.committable(),
+        }
+    }
+
     /// Whether it goes as soon as what is done is committed.
     fn waits_for_commit(&self) -> bool {
         let by = self.leaving.as_ref().map(|leaving| leaving.by);
@@ -871,19 +893,19 @@ impl Leaving {
 }
 
 impl Paused {
-    fn set(&mut self, partitions: Option<&[TopicPartition]>, paused: bool) {
+    fn set(&mut self, partitions: Option<Vec<TopicPartition>>, paused: bool) {
         match partitions {
             None => {
                 self.all = paused;
-                self.partitions.clear();
+                self.except.clear();
             }
-            Some(partitions) if paused => self.partitions.extend(partitions.iter().cloned()),
-            Some(partitions) => self.partitions.retain(|partition| !partitions.contains(partition)),
+            Some(partitions) if paused != self.all => self.except.extend(partitions),
+            Some(partitions) => self.except.retain(|partition| !partitions.contains(partition)),
         }
     }
 
     fn contains(&self, partition: &TopicPartition) -> bool {
-        self.all || self.partitions.contains(partition)
+        self.all != self.except.contains(partition)
     }
 }
 
