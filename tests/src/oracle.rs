@@ -130,26 +130,28 @@ pub fn committed_kafka(brokers: &str, group: &str, topic: &str, partitions: i32)
     committed.elements().iter().map(of).collect()
 }
 
-/// How far a topic is committed, to be asked again and again.
-pub struct CommittedEnds {
-    consumer: BaseConsumer,
+/// How far a topic of Kafka is written and committed, to be asked again and again.
+pub struct TopicEnds {
+    committed: BaseConsumer,
+    written: BaseConsumer,
     topic: String,
     partitions: i32,
 }
 
-impl CommittedEnds {
-    /// Of a topic of Kafka.
+impl TopicEnds {
+    /// Of a topic.
     ///
     /// # Panics
     /// If it is not there.
     pub fn new(brokers: &str, topic: &str) -> Self {
-        let consumer = reader(brokers, "read_committed");
+        let committed = reader(brokers, "read_committed");
         let metadata = insist(topic, Instant::now() + READ_TIMEOUT, || {
-            consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT)
+            committed.fetch_metadata(Some(topic), REQUEST_TIMEOUT)
         });
         let partitions = metadata.topics()[0].partitions().len();
         Self {
-            consumer,
+            committed,
+            written: reader(brokers, "read_uncommitted"),
             topic: topic.to_owned(),
             partitions: i32::try_from(partitions).expect("a small number"),
         }
@@ -159,9 +161,23 @@ impl CommittedEnds {
     ///
     /// # Panics
     /// If they cannot be asked for.
-    pub fn sum(&self) -> i64 {
+    pub fn committed(&self) -> i64 {
+        self.sum(&self.committed)
+    }
+
+    /// Whether a transaction is open that has written to it.
+    ///
+    /// # Panics
+    /// If its ends cannot be asked for.
+    pub fn is_open(&self) -> bool {
+        // In this order: what is appended in between does not look open.
+        let written = self.sum(&self.written);
+        self.committed() < written
+    }
+
+    fn sum(&self, reader: &BaseConsumer) -> i64 {
         let end = |partition| {
-            let watermarks = self.consumer.fetch_watermarks(&self.topic, partition, REQUEST_TIMEOUT);
+            let watermarks = reader.fetch_watermarks(&self.topic, partition, REQUEST_TIMEOUT);
             watermarks.expect("the ends can be asked for").1
         };
         (0..self.partitions).map(end).sum()

@@ -321,7 +321,10 @@ async fn a_slow_handler_keeps_its_member_and_memory_is_bounded(engine: Engine) {
     .await;
     let state = consumer.state().await.expect("a state");
     let open = state.partitions[0].open;
-    assert!(open < COUNT / 2, "{open}: what the log's client had read by then, and no more");
+    assert!(
+        open < COUNT / 2,
+        "{open}: what the log's client had read by then, and no more"
+    );
     opened.add_permits(COUNT);
     calls.until("all are handled", |calls| calls.len() == COUNT).await;
     bench.caught_up().await;

@@ -1,14 +1,17 @@
 //! Members that come and go.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use barnabas::log::{Error, GroupEvent, GroupMember, GroupProtocol, GroupSettings, NextOffset, TopicPartition};
+use barnabas::log::{
+    Error, GroupEvent, GroupMember, GroupProtocol, GroupSettings, NextOffset, ProducerRecord, TopicPartition,
+};
 use barnabas::patterns::consumer::{ConsumerHandle, DeliveryGuarantee, ProcessingOrder};
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
 use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
 
 use super::support::{Bench, Call, Calls, nothing, within};
 
@@ -18,6 +21,7 @@ on_both_logs!(
     transactions_of_members_that_come_and_go_lose_and_repeat_nothing,
     transactions_of_members_of_the_newer_protocol_lose_and_repeat_nothing,
     a_handler_that_runs_past_the_bound_is_not_waited_for,
+    what_ends_late_says_nothing_of_a_later_assignment,
     a_partition_that_was_paused_goes_on_at_its_next_owner,
 );
 
@@ -106,16 +110,17 @@ async fn a_handler_that_runs_past_the_bound_is_not_waited_for(engine: Engine) {
     let bench = Bench::new(engine, 2).await;
     bench.append_many(40, |number| number.to_string()).await;
     let calls = Calls::default();
-    let hang = Arc::new(AtomicBool::new(true));
-    let gate = Arc::new(tokio::sync::Notify::new());
+    let (hanging, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
     let work = {
-        let (hang, gate) = (hang.clone(), gate.clone());
+        let (hanging, gate) = (hanging.clone(), gate.clone());
         move |call: &Call| -> BoxFuture<'static, _> {
-            let hangs = call.offset == 5 && hang.load(Ordering::SeqCst);
-            let gate = gate.clone();
+            let hangs = call.offset == 5;
+            let (hanging, gate) = (hanging.clone(), gate.clone());
             Box::pin(async move {
                 if hangs {
-                    gate.notified().await;
+                    let opened = gate.notified();
+                    hanging.fetch_add(1, Ordering::SeqCst);
+                    opened.await;
                 }
                 Ok(())
             })
@@ -124,12 +129,12 @@ async fn a_handler_that_runs_past_the_bound_is_not_waited_for(engine: Engine) {
     let first = bench
         .note(bench.builder().drain_timeout(Duration::from_millis(300)), &calls, work)
         .await;
-    calls
-        .until("both hang", |calls| {
-            calls.iter().filter(|call| call.offset == 4).count() == 2
-        })
-        .await;
-    hang.store(false, Ordering::SeqCst);
+    within("both hang", async {
+        while hanging.load(Ordering::SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     let second = bench.note(bench.builder(), &calls, nothing).await;
     until_owned(&second, 1).await;
     // The new owner goes on at the record whose handler hangs.
@@ -161,6 +166,71 @@ async fn a_handler_that_runs_past_the_bound_is_not_waited_for(engine: Engine) {
         [5, 5],
         "once by the new owner, and once late, which changed nothing"
     );
+}
+
+/// A handler that is no longer waited for ends when its member has the partition again, where the record is being handled anew.
+async fn what_ends_late_says_nothing_of_a_later_assignment(engine: Engine) {
+    let bench = Bench::new(engine, 2).await;
+    let partitions = [0, 1].map(|number| TopicPartition::new(bench.topic.as_str(), number));
+    for partition in &partitions {
+        let record = ProducerRecord::to(bench.topic.as_str()).partition(partition.partition);
+        bench.append(record.value("1")).await;
+    }
+    let (begun, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let work = || {
+        let (begun, gate) = (begun.clone(), gate.clone());
+        move |_: &Call| -> BoxFuture<'static, _> {
+            let (begun, gate) = (begun.clone(), gate.clone());
+            Box::pin(async move {
+                begun.fetch_add(1, Ordering::SeqCst);
+                gate.acquire().await.expect("never closed").forget();
+                Ok(())
+            })
+        }
+    };
+    let until_begun = async |count: usize| {
+        within("handlers have begun", async {
+            while begun.load(Ordering::SeqCst) < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    };
+    let builder = || bench.builder().drain_timeout(Duration::from_millis(100));
+    let calls = Calls::default();
+    let first = bench.note(builder(), &calls, work()).await;
+    until_begun(2).await;
+    let second = bench.note(builder(), &Calls::default(), work()).await;
+    until_owned(&second, 1).await;
+    until_begun(3).await;
+    let state = first.state().await.expect("a state");
+    let (stays, moved) = match state.partitions.iter().any(|state| state.partition == partitions[0]) {
+        true => (&partitions[0], &partitions[1]),
+        false => (&partitions[1], &partitions[0]),
+    };
+    second.shutdown().await.expect("a good end");
+    until_begun(4).await;
+
+    // Those who wait for the longest go first: the two from before.
+    gate.add_permits(2);
+    within("the partition that stayed is done", async {
+        while bench.committed(stays).await != Some(1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(calls.len(), 2);
+    let state = first.state().await.expect("a state");
+    let of_moved = state.partitions.iter().find(|state| state.partition == *moved);
+    assert_eq!(
+        of_moved.expect("it is back").done.0,
+        0,
+        "its record is still being handled"
+    );
+    gate.add_permits(1);
+    bench.caught_up().await;
+    first.shutdown().await.expect("a good end");
+    assert_eq!(calls.len(), 3);
 }
 
 async fn a_partition_that_was_paused_goes_on_at_its_next_owner(engine: Engine) {

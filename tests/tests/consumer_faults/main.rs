@@ -10,6 +10,10 @@ mod pauses;
 mod retries;
 mod transactions;
 
+use std::time::{Duration, Instant};
+
+use barnabas_tests::consumer::{Crew, SOON};
+use barnabas_tests::oracle::TopicEnds;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -30,4 +34,23 @@ fn setting(name: &str) -> Option<u64> {
 fn kills() -> u64 {
     const KILLS: u64 = 12;
     setting("BARNABAS_TEST_KILLS").unwrap_or(KILLS)
+}
+
+/// Stops a worker of a crew with SIGSTOP while its transaction is open. Between two looks at it, whatever it had sent has been done.
+async fn pause_in_transaction(crew: &mut Crew, slot: &str, output: &TopicEnds) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        crew.worker(slot).pause();
+        let (first, second) = tokio::task::block_in_place(|| {
+            let first = output.is_open();
+            std::thread::sleep(Duration::from_millis(100));
+            (first, output.is_open())
+        });
+        if first && second {
+            return;
+        }
+        crew.worker(slot).resume();
+        assert!(Instant::now() < deadline, "no transaction was open at any look");
+        tokio::time::sleep(Duration::from_millis(7)).await;
+    }
 }

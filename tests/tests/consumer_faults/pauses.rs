@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use barnabas_tests::consumer::{Crew, Guarantee, Order, SOON};
 use barnabas_tests::kafka::brokers;
+use barnabas_tests::oracle::TopicEnds;
 use rand::RngExt as _;
 
-use super::seeded;
+use super::{pause_in_transaction, seeded};
 
 /// Stops each of two members in turn for longer than its session, while the other takes over.
 async fn crew_after_pauses(guarantee: Guarantee) -> Crew {
@@ -68,14 +69,14 @@ async fn kafka_what_was_in_a_transaction_past_its_timeout_is_there_once() {
         settings.work_max_us = 3000;
     })
     .await;
-    crew.append(1500, 20).await;
+    let output = TopicEnds::new(&brokers(), crew.output());
+    crew.append(6000, 20).await;
     crew.start("a");
     for round in 1..=2 {
         crew.until("it works", SOON, |crew| crew.count("done") > 200 * round)
             .await;
-        crew.worker("a").pause();
-        // Longer than the timeout and the second in which the broker looks for what is over it.
-        tokio::time::sleep(Duration::from_millis(3500)).await;
+        pause_in_transaction(&mut crew, "a", &output).await;
+        crew.until("the broker has ended it", SOON, |_| !output.is_open()).await;
         crew.worker("a").resume();
     }
     crew.caught_up().await;

@@ -10,7 +10,7 @@ use barnabas_tests::consumer::{
 use barnabas_tests::fault::TopicRefused;
 use barnabas_tests::http::post;
 use barnabas_tests::kafka::brokers;
-use barnabas_tests::oracle::{CommittedEnds, OracleRecord};
+use barnabas_tests::oracle::{OracleRecord, TopicEnds};
 use barnabas_tests::site::Site;
 use hyper::StatusCode;
 
@@ -289,10 +289,10 @@ async fn kafka_a_redrive_whose_gateway_is_killed_brings_each_dead_letter_back_on
     };
     let first = tokio::spawn(redrive(gateway.address()));
     // A redrive is several transactions: the kill falls between the first and the last.
-    let ends = CommittedEnds::new(&brokers(), &redriven);
+    let ends = TopicEnds::new(&brokers(), &redriven);
     let deadline = Instant::now() + SOON;
     tokio::task::block_in_place(|| {
-        while ends.sum() == 0 {
+        while ends.committed() == 0 {
             assert!(Instant::now() < deadline, "nothing is redriven");
         }
         gateway.kill();

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use barnabas_tests::ack_cutter::{AckCutter, Request};
 use barnabas_tests::consumer::{Crew, SOON, assert_each_once};
 use barnabas_tests::kafka::{KafkaCluster, KafkaNode, brokers, free_ports};
+use barnabas_tests::oracle::TopicEnds;
 
-use super::setting;
+use super::{pause_in_transaction, setting};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_each_payment_is_seen_once_by_each_group_downstream_of_checkout() {
@@ -184,13 +185,15 @@ async fn kafka_what_a_killed_process_left_open_holds_its_next_one_up_for_seconds
         settings.work_max_us = 1000;
     })
     .await;
+    let output = TopicEnds::new(&brokers(), crew.output());
     crew.start("a");
     for round in 1..=setting("BARNABAS_TEST_ROUNDS").unwrap_or(ROUNDS) {
-        crew.append(1000, 40).await;
+        crew.append(3000, 40).await;
         crew.until("it works", SOON, |crew| {
-            crew.count("done") as u64 > 1000 * (round - 1) + 300
+            crew.count("done") as u64 > 3000 * (round - 1) + 300
         })
         .await;
+        pause_in_transaction(&mut crew, "a", &output).await;
         crew.kill("a");
         let before = crew.committed();
         let since = Instant::now();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use barnabas::log::Log;
-use barnabas::patterns::control::{self, Action, Blocked, BlockedState, Command};
+use barnabas::patterns::control::{self, Action, Blocked, BlockedState, Command, Key};
 use barnabas_tests::consumer::{Crew, SOON, assert_once};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -21,8 +21,8 @@ pub struct Operator {
     random: StdRng,
     /// The records that were passed over, or perhaps were.
     passed: HashSet<(i32, i64)>,
-    /// Places at which failures may be passed over.
-    is_ignoring: bool,
+    /// The partitions and keys of which failures were passed over, or perhaps were.
+    ignored: HashSet<(i32, Option<Key>)>,
 }
 
 impl Operator {
@@ -32,7 +32,7 @@ impl Operator {
             group: crew.settings.group.clone(),
             random: StdRng::seed_from_u64(seed),
             passed: HashSet::new(),
-            is_ignoring: false,
+            ignored: HashSet::new(),
         }
     }
 
@@ -87,7 +87,10 @@ impl Operator {
         let input = crew.read(crew.input());
         let is_passed = |number: u64| {
             let record = input.iter().find(|record| record.number() == number);
-            record.is_some_and(|record| self.passed.contains(&(record.partition, record.offset)))
+            record.is_some_and(|record| {
+                let key = (record.partition, Some(Key::new(&record.key)));
+                self.passed.contains(&(record.partition, record.offset)) || self.ignored.contains(&key)
+            })
         };
         let (stood, others) = (0..crew.appended()).partition::<Vec<_>, _>(|number| number.is_multiple_of(stands_still));
         assert_once(others, &crew.read(crew.output()));
@@ -95,12 +98,13 @@ impl Operator {
         assert_eq!(left.len(), letters.len(), "a dead letter is there twice");
         let lost: Vec<_> = stood
             .iter()
-            .filter(|number| !left.contains(number) && !self.is_ignoring && !is_passed(**number))
+            .filter(|number| !left.contains(number) && !is_passed(**number))
             .collect();
         assert!(lost.is_empty(), "nobody has passed over {lost:?}");
         println!(
-            "operator: {} passed over, {} dead letters",
+            "operator: {} passed over, failures of {} keys for a while, {} dead letters",
             self.passed.len(),
+            self.ignored.len(),
             letters.len()
         );
     }
@@ -118,7 +122,10 @@ impl Operator {
     async fn ask(&mut self, action: Action, blocked: &Blocked) -> bool {
         match action {
             Action::Skip => drop(self.passed.insert((blocked.place.partition, blocked.offset))),
-            Action::Ignore => self.is_ignoring = true,
+            Action::Ignore => drop(
+                self.ignored
+                    .insert((blocked.place.partition, blocked.place.key.clone())),
+            ),
             Action::Retry | Action::DeadLetter | Action::Block => {}
         }
         let command = Command {
