@@ -11,8 +11,7 @@ use barnabas_tests::projection::{Asked, Entry, fold, random_entries};
 use barnabas_tests::site::Engine;
 use rusqlite::{Connection, ErrorCode};
 
-use crate::on_all;
-use crate::support::{Stage, Store, seeded};
+use super::support::{Stage, Store, on_all, seeded};
 
 on_all!(a_worker_killed_between_rows_and_commit_leaves_neither);
 

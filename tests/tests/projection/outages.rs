@@ -4,8 +4,7 @@ use barnabas_tests::fault::SqliteLock;
 use barnabas_tests::projection::{Asked, random_entries};
 use barnabas_tests::proxy::{Proxy, Weather};
 
-use crate::on_all;
-use crate::support::{Stage, Store, seeded};
+use super::support::{Stage, Store, on_all, seeded};
 
 on_all!(
     a_database_that_is_away_at_first_is_waited_for,

@@ -9,8 +9,7 @@ use barnabas::patterns::Error;
 use barnabas_tests::conformance::{make_topic, within};
 use barnabas_tests::projection::{Asked, Entry, random_entries};
 
-use crate::on_all;
-use crate::support::{Stage, Store, seeded};
+use super::support::{Stage, Store, on_all, seeded};
 
 on_all!(
     readers_see_a_whole_view_at_every_moment_of_a_rebuild,

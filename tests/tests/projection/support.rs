@@ -16,25 +16,26 @@ use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
 
 /// Makes a test of each function for each log and each database.
-#[macro_export]
 macro_rules! on_all {
     ($($name:ident),+ $(,)?) => {
-        $crate::on_all!(@in embedded_sqlite, Embedded, Sqlite, $($name),+);
-        $crate::on_all!(@in embedded_postgres, Embedded, Postgres, $($name),+);
-        $crate::on_all!(@in kafka_sqlite, Kafka, Sqlite, $($name),+);
-        $crate::on_all!(@in kafka_postgres, Kafka, Postgres, $($name),+);
+        $crate::projection::support::on_all!(@in embedded_sqlite, Embedded, Sqlite, $($name),+);
+        $crate::projection::support::on_all!(@in embedded_postgres, Embedded, Postgres, $($name),+);
+        $crate::projection::support::on_all!(@in kafka_sqlite, Kafka, Sqlite, $($name),+);
+        $crate::projection::support::on_all!(@in kafka_postgres, Kafka, Postgres, $($name),+);
     };
     (@in $module:ident, $engine:ident, $database:ident, $($name:ident),+) => {
         mod $module {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 let engine = barnabas_tests::site::Engine::$engine;
-                let database = $crate::support::DatabaseKind::$database;
-                super::$name($crate::support::Store { engine, database }).await;
+                let database = $crate::projection::support::DatabaseKind::$database;
+                super::$name($crate::projection::support::Store { engine, database }).await;
             })+
         }
     };
 }
+
+pub(crate) use on_all;
 
 /// Within it everything that a test waits for has happened.
 const SOON: Duration = Duration::from_secs(90);

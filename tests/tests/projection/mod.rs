@@ -13,7 +13,7 @@ use barnabas::patterns::Error;
 use barnabas_tests::conformance::{append_all, within};
 use barnabas_tests::projection::{Entry, random_entries};
 
-use self::support::{Stage, Store, seeded};
+use self::support::{Stage, Store, on_all, seeded};
 
 on_all!(
     the_view_is_the_fold_of_ten_thousand_events,

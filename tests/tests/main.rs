@@ -1,0 +1,31 @@
+//! The end to end tests, one binary: while some wait for sessions to expire and brokers to come back, others use the processors.
+
+mod any_worker;
+mod atomic_store;
+mod browse;
+mod conformance_embedded;
+mod conformance_kafka;
+mod consumer;
+mod consumer_faults;
+mod crash;
+mod embedded_log;
+mod hostile_requests;
+mod hostile_subscribers;
+mod idempotency;
+mod import;
+mod import_faults;
+mod job_view;
+mod kafka_log;
+mod many_jobs;
+mod outage;
+mod postgres;
+mod projection;
+mod push;
+mod push_seeds;
+mod replay;
+mod schedule;
+mod several_gateways;
+mod table;
+mod telemetry;
+mod transports;
+mod windows;
