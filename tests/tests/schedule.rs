@@ -27,6 +27,7 @@ on_both_logs!(
     a_cron_schedule_fires_at_each_of_its_times_until_it_is_cancelled,
     what_was_told_last_counts,
     what_is_late_after_a_stop_fires_at_once_in_order,
+    commands_that_wait_come_before_what_is_late,
     many_more_than_memory_holds_fire_in_order,
     the_log_lists_what_is_pending_in_pages,
     an_event_whose_topic_is_gone_holds_up_nobody,
@@ -81,10 +82,16 @@ impl Bench {
     }
 
     fn owner(&self, log: &Log, max_pending: usize) -> Owner {
-        let settings = SchedulerSettings {
-            max_pending,
-            ..SchedulerSettings::new(&self.name)
-        };
+        self.owner_with(
+            log,
+            SchedulerSettings {
+                max_pending,
+                ..SchedulerSettings::new(&self.name)
+            },
+        )
+    }
+
+    fn owner_with(&self, log: &Log, settings: SchedulerSettings) -> Owner {
         let stopping = CancellationToken::new();
         Owner {
             run: tokio::spawn(schedule::run(log.clone(), settings, stopping.clone())),
@@ -333,6 +340,78 @@ async fn what_is_late_after_a_stop_fires_at_once_in_order(engine: Engine) {
     log.close().await;
 }
 
+async fn commands_that_wait_come_before_what_is_late(engine: Engine) {
+    // With room for all that is pending, and with so little that the partition is restored again and again.
+    tokio::join!(
+        commands_come_before_what_is_late(engine, 1000),
+        commands_come_before_what_is_late(engine, 2)
+    );
+}
+
+async fn commands_come_before_what_is_late(engine: Engine, max_pending: usize) {
+    let (bench, log) = Bench::new(engine, "waiting").await;
+    let scheduler = bench.scheduler(&log).await;
+    let owner = || {
+        let settings = SchedulerSettings {
+            window: 20,
+            max_pending,
+            ..SchedulerSettings::new(&bench.name)
+        };
+        bench.owner_with(&log, settings)
+    };
+    // All of one partition, so that commands stand one behind the other.
+    let is_beside =
+        |id: &String| partition_for_key(id.as_bytes(), PARTITIONS) == partition_for_key(b"cancelled", PARTITIONS);
+    let ids = |name: &'static str| (0..).map(move |number| format!("{name}-{number}")).filter(is_beside);
+    let (moved, mut others) = (ids("moved").next().expect("one"), ids("other"));
+    let (late, later) = {
+        let mut late = ids("late");
+        (late.next().expect("one"), late.next().expect("one"))
+    };
+    let due_ms = now_ms() + 6_000;
+    let first = owner();
+    for id in ["cancelled", &moved] {
+        scheduler
+            .submit(bench.schedule(id, at_ms(due_ms)))
+            .await
+            .expect("submitted");
+    }
+    bench.until_pending(2).await;
+    first.stop().await;
+
+    let hour = When::After(Duration::from_secs(3600));
+    // What is due first is told last.
+    for (id, time_ms) in [(&later, 2000), (&late, 1000)] {
+        for id in others.by_ref().take(100) {
+            scheduler
+                .submit(bench.schedule(&id, hour.clone()))
+                .await
+                .expect("submitted");
+        }
+        scheduler
+            .submit(bench.schedule(id, at_ms(time_ms)))
+            .await
+            .expect("submitted");
+    }
+    scheduler.cancel("cancelled").await.expect("cancelled");
+    scheduler
+        .submit(bench.schedule(&moved, at_ms(due_ms + 1500)))
+        .await
+        .expect("submitted");
+    assert!(now_ms() < due_ms, "all of it is told before they are due");
+    wait_for("they are due", DEADLINE, || now_ms() > due_ms).await;
+
+    let second = owner();
+    bench.until_fired(3).await;
+    bench.until_pending(200).await;
+    second.stop().await;
+    check(
+        &bench.fired(),
+        &HashMap::from([(late, 1000), (later, 2000), (moved, due_ms + 1500)]),
+    );
+    log.close().await;
+}
+
 async fn many_more_than_memory_holds_fire_in_order(engine: Engine) {
     let (bench, log) = Bench::new(engine, "many").await;
     let scheduler = bench.scheduler(&log).await;
@@ -350,18 +429,12 @@ async fn many_more_than_memory_holds_fire_in_order(engine: Engine) {
     for submitted in submitting {
         submitted.await.expect("no panic").expect("submitted");
     }
-    // The first owner takes a few commands at a time, so some are on the log before all are known: its order is not checked.
+    // All wait on the log when the owner comes.
     let owner = bench.owner(&log, 40);
     bench.until_fired(1500).await;
     bench.until_pending(0).await;
     owner.stop().await;
-    let seen: HashMap<String, i64> = bench
-        .fired()
-        .iter()
-        .map(|event| (event.key_text(), due_ms(event)))
-        .collect();
-    assert_eq!(bench.fired().len(), 1500);
-    assert_eq!(seen, expected);
+    check(&bench.fired(), &expected);
     log.close().await;
 
     // What is pending for later is all known when its time comes.

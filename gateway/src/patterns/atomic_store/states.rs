@@ -93,15 +93,18 @@ impl<A: Aggregate> State for States<A> {
         }
     }
 
-    /// Each key of the window is derived once. The records are changed states (a tombstone for a removed one), then events, then
-    /// commands that could not be read.
-    fn derive(&self, window: &mut Window<A::State>, now_ms: i64) -> Result<Vec<ProducerRecord>, Error> {
+    fn add_due(&self, window: &mut Window<A::State>, by_ms: i64) {
         let room = self.bounds.window_commands;
-        for (_, key) in self.due.iter().take_while(|(at_ms, _)| *at_ms <= now_ms).take(room) {
+        for (_, key) in self.due.iter().take_while(|(at_ms, _)| *at_ms <= by_ms).take(room) {
             if !window.touched.contains_key(key) {
                 self.touch(window, key.clone());
             }
         }
+    }
+
+    /// Each key of the window is derived once. The records are changed states (a tombstone for a removed one), then events, then
+    /// commands that could not be read.
+    fn derive(&self, window: &mut Window<A::State>, now_ms: i64) -> Result<Vec<ProducerRecord>, Error> {
         let (mut records, mut events) = (Vec::new(), Vec::new());
         for (key, touched) in &mut window.touched {
             if let Some(state) = &mut touched.state {
@@ -314,6 +317,7 @@ mod tests {
         for (key, command) in commands {
             states.change(&mut window, key, *command);
         }
+        states.add_due(&mut window, now_ms);
         let records = states.derive(&mut window, now_ms).expect("numbers are JSON");
         states.keep(window, now_ms);
         let text = |bytes: Option<bytes::Bytes>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());

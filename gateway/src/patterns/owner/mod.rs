@@ -55,7 +55,10 @@ pub(crate) trait State: Send {
     /// Applies a command in the window.
     fn apply(&self, window: &mut Self::Window, command: &Record);
 
-    /// Adds what has become due, and returns the records of the window's transaction.
+    /// Adds what had become due by a time.
+    fn add_due(&self, window: &mut Self::Window, by_ms: i64);
+
+    /// Returns the records of the window's transaction.
     fn derive(&self, window: &mut Self::Window, now_ms: i64) -> Result<Vec<ProducerRecord>, Error>;
 
     /// What is noted beside the offset that the window commits.
@@ -422,7 +425,7 @@ impl Inbox {
 
     /// Waits until a batch waits. Only the partition's task may call it.
     async fn ready(&self) {
-        while self.waiting().batches.is_empty() {
+        while self.is_empty() {
             self.filled.notified().await;
         }
     }
@@ -442,6 +445,10 @@ impl Inbox {
     /// Drops what waits. The partition is not paused from now on.
     fn clear(&self) {
         *self.waiting() = Waiting::default();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting().batches.is_empty()
     }
 
     fn is_paused(&self) -> bool {

@@ -1,4 +1,7 @@
 //! The task that owns one partition: restore, then window after window.
+//!
+//! What becomes due comes after the commands that stood on the log by then, however many they are: one of them may have called it
+//! off. It does not wait for those that came later, or it might wait for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,7 +102,19 @@ struct Partition<'a, S: Store> {
     /// The rest of the batch at hand, and where reading goes on behind it.
     records: std::vec::IntoIter<Record>,
     batch_end: NextOffset,
+    /// Whether nothing stood behind that batch when it was read.
+    is_last: bool,
+    /// What has become due behind commands that are not applied yet.
+    behind: Option<Behind>,
     has_committed: bool,
+}
+
+/// What is due waits for commands.
+struct Behind {
+    /// What had become due by then.
+    by_ms: i64,
+    /// Where the commands ended then.
+    end: NextOffset,
 }
 
 impl<'a, S: Store> Partition<'a, S> {
@@ -139,6 +154,8 @@ impl<'a, S: Store> Partition<'a, S> {
             consumed: committed,
             records: Vec::new().into_iter(),
             batch_end: committed,
+            is_last: false,
+            behind: None,
             has_committed: false,
         })
     }
@@ -158,7 +175,7 @@ impl<'a, S: Store> Partition<'a, S> {
                 self.state.forget(now_ms());
                 forget_at = Instant::now() + FORGET_EVERY;
             }
-            let due = self.state.due_ms().map(until);
+            let due = self.state.due_ms().filter(|_| !self.is_behind()).map(until);
             tokio::select! {
                 biased;
                 () = self.link.leaving.cancelled() => return Ok(Ended::Left),
@@ -201,8 +218,13 @@ impl<'a, S: Store> Partition<'a, S> {
     /// its records, whichever are more.
     async fn window(&mut self) -> Result<usize, Error> {
         let mut window = <S::State as State>::Window::default();
+        // Asked first: what is due is looked for in what is kept, and that has not seen the commands of this window.
+        let due_by = self.due_by(now_ms()).await?;
         let commands = self.fill(&mut window).await;
         let now_ms = now_ms();
+        if let Some(by_ms) = due_by {
+            self.state.add_due(&mut window, by_ms);
+        }
         let records = self.state.derive(&mut window, now_ms)?;
         let fill = commands.max(records.len());
         // With offsets, also those of before, the log refuses an owner that the group has replaced: one that was cut off may have
@@ -230,6 +252,36 @@ impl<'a, S: Store> Partition<'a, S> {
         Ok(fill)
     }
 
+    /// What has become due until when may come now. `None`: nothing has, or commands come first.
+    async fn due_by(&mut self, now_ms: i64) -> Result<Option<i64>, Error> {
+        let Some(due_ms) = self.state.due_ms().filter(|due_ms| *due_ms <= now_ms) else {
+            return Ok(None);
+        };
+        // All that waited has come, or was called off.
+        self.behind.take_if(|behind| behind.by_ms < due_ms);
+        if self.behind.is_none() {
+            if self.is_at_end() {
+                return Ok(Some(now_ms));
+            }
+            let end = NextOffset(self.store.log.offset(&self.link.partition, StartAt::End).await?);
+            self.behind = Some(Behind { by_ms: now_ms, end });
+        }
+        let by_ms = self.behind.as_ref().map(|behind| behind.by_ms);
+        Ok(by_ms.filter(|_| !self.is_behind()))
+    }
+
+    /// Whether commands come before what is due.
+    fn is_behind(&self) -> bool {
+        // At the end also if it lies before that which was told: the log may have lost some.
+        let behind = self.behind.as_ref();
+        behind.is_some_and(|behind| self.consumed < behind.end && !self.is_at_end())
+    }
+
+    /// Whether all commands are applied that the log is known to have.
+    fn is_at_end(&self) -> bool {
+        self.is_last && self.records.len() == 0 && self.link.inbox.is_empty()
+    }
+
     /// Applies what waits, as far as one window takes it, and says how many commands that were.
     async fn fill(&mut self, window: &mut <S::State as State>::Window) -> usize {
         let most = self.store.settings.window_commands;
@@ -241,7 +293,6 @@ impl<'a, S: Store> Partition<'a, S> {
                 commands += 1;
                 continue;
             }
-            self.consumed = self.consumed.max(self.batch_end);
             let Some((batch, resume)) = self.link.inbox.pop() else {
                 break;
             };
@@ -249,7 +300,11 @@ impl<'a, S: Store> Partition<'a, S> {
                 self.link.resume().await;
             }
             self.batch_end = batch.next_offset;
+            self.is_last = batch.caught_up;
             self.records = batch.records.into_iter();
+        }
+        if self.records.len() == 0 {
+            self.consumed = self.consumed.max(self.batch_end);
         }
         commands
     }
@@ -258,6 +313,7 @@ impl<'a, S: Store> Partition<'a, S> {
         self.records = Vec::new().into_iter();
         self.consumed = self.committed;
         self.batch_end = self.committed;
+        self.is_last = false;
         Ok(self.link.rewind(self.committed).await?)
     }
 }

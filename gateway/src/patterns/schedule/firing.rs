@@ -35,6 +35,8 @@ pub(super) struct Window {
     changes: BTreeMap<Arc<str>, Option<Pending>>,
     /// The schedules that fire, with the topics of their events.
     fired: Vec<(Arc<str>, Arc<str>)>,
+    /// Their events.
+    events: Vec<ProducerRecord>,
 }
 
 impl Firing {
@@ -93,13 +95,12 @@ impl State for Firing {
         }
     }
 
-    /// Changed schedules first, then events in the order in which they were due.
-    fn derive(&self, window: &mut Window, now_ms: i64) -> Result<Vec<ProducerRecord>, Error> {
-        let mut events = Vec::new();
+    /// In the order of due times.
+    fn add_due(&self, window: &mut Window, by_ms: i64) {
         let mut is_suspect_in = false;
-        let due = self.nearest.iter().take_while(|((due_ms, _), _)| *due_ms <= now_ms);
+        let due = self.nearest.iter().take_while(|((due_ms, _), _)| *due_ms <= by_ms);
         for (_, pending) in due {
-            if events.len() >= self.window {
+            if window.events.len() >= self.window {
                 break;
             }
             // A command has come first.
@@ -116,15 +117,19 @@ impl State for Firing {
             if self.suspect.as_ref() == Some(topic) && std::mem::replace(&mut is_suspect_in, true) {
                 continue;
             }
-            let (event, next) = Self::fire(pending, now_ms);
-            events.push(event);
+            let (event, next) = Self::fire(pending, by_ms);
+            window.events.push(event);
             window.changes.insert(pending.id.clone(), next);
             window.fired.push((pending.id.clone(), topic.clone()));
         }
+    }
+
+    /// Changed schedules first, then events.
+    fn derive(&self, window: &mut Window, _: i64) -> Result<Vec<ProducerRecord>, Error> {
         let changes = window.changes.iter();
         let changes = changes.map(|(id, pending)| self.record(id, pending.as_ref()));
         let mut records = changes.collect::<Result<Vec<_>, Error>>()?;
-        records.append(&mut events);
+        records.append(&mut window.events);
         Ok(records)
     }
 
@@ -249,6 +254,7 @@ mod tests {
         for command in commands {
             firing.apply(&mut window, command);
         }
+        firing.add_due(&mut window, now_ms);
         let records = firing.derive(&mut window, now_ms).expect("records");
         let note = firing.note(&window);
         firing.keep(window, now_ms);
@@ -356,6 +362,7 @@ mod tests {
         let mut fired = Vec::new();
         for _ in 0..10 {
             let mut window = Window::default();
+            firing.add_due(&mut window, 10);
             let records = firing.derive(&mut window, 10).expect("records");
             let events = records.iter().filter(|record| record.topic.as_ref() == "events");
             let keys: Vec<_> = events.filter_map(|record| record.key.clone()).collect();
