@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use barnabas::log::embedded::EmbeddedSettings;
 use barnabas::log::kafka::KafkaSettings;
-use barnabas::log::{Log, ProducerRecord, ProducerSettings, TopicSpec, partition_for_key};
-use barnabas::patterns::Error;
+use barnabas::log::{self, Log, ProducerRecord, ProducerSettings, TopicSpec, partition_for_key};
 use barnabas::patterns::schedule::{self, Cron, Schedule, Scheduler, SchedulerSettings, When};
+use barnabas::patterns::{Error, table};
 use barnabas_tests::kafka::brokers;
 use barnabas_tests::on_both_logs;
 use barnabas_tests::oracle::{OracleRecord, read_embedded, read_kafka};
@@ -31,6 +31,7 @@ on_both_logs!(
     many_more_than_memory_holds_fire_in_order,
     the_log_lists_what_is_pending_in_pages,
     an_event_whose_topic_is_gone_holds_up_nobody,
+    an_event_that_its_topic_does_not_take_holds_up_nobody,
     each_fires_once_though_owners_are_killed,
 );
 
@@ -555,6 +556,48 @@ async fn an_event_whose_topic_is_gone_holds_up_nobody(engine: Engine) {
     tokio::time::timeout(DEADLINE, set_aside)
         .await
         .expect("six are listed as set aside");
+    owner.stop().await;
+    log.close().await;
+}
+
+async fn an_event_that_its_topic_does_not_take_holds_up_nobody(engine: Engine) {
+    let (bench, log) = Bench::new(engine, "keyless").await;
+    let scheduler = bench.scheduler(&log).await;
+    let compacted = format!("{}.compacted", bench.name);
+    bench.make(&log, &[table::topic(&compacted, 1)]).await;
+    let keyless = Schedule {
+        event: ProducerRecord::to(compacted.as_str()).value("{}"),
+        ..bench.schedule("keyless", at_ms(1000))
+    };
+    let refused = scheduler.submit(keyless).await.expect_err("it is refused");
+    assert!(
+        matches!(&refused, Error::Log(log::Error::InvalidTopic { topic, .. }) if *topic == compacted),
+        "{refused}"
+    );
+    // One that was submitted when the topic still took it, as an owner reads it.
+    let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+    let command = ProducerRecord::to(schedule::commands_topic(&bench.name))
+        .key("keyless")
+        .value("{}")
+        .header("bn-schedule", format!(r#"{{"due_ms":1000,"topic":"{compacted}"}}"#));
+    producer.append(command).await.expect("appended");
+    // Of its partition, and to the same topic, before it and behind it.
+    let ids = (0..).map(|number| format!("keyed-{number}"));
+    let ids =
+        ids.filter(|id| partition_for_key(id.as_bytes(), PARTITIONS) == partition_for_key(b"keyless", PARTITIONS));
+    for (id, due_ms) in ids.zip([500, 1000, 1500]) {
+        let mut schedule = bench.schedule(&id, at_ms(due_ms));
+        schedule.event.topic = compacted.as_str().into();
+        scheduler.submit(schedule).await.expect("submitted");
+    }
+    let owner = bench.owner(&log, 1000);
+    wait_for("the others have fired", DEADLINE, || bench.read(&compacted).len() == 3).await;
+    wait_for("it is set aside", DEADLINE, || {
+        let schedules = bench.read(&bench.name);
+        let last = schedules.iter().rfind(|record| record.key_text() == "keyless");
+        last.is_some_and(|record| record.header("bn-schedule").contains("refused"))
+    })
+    .await;
     owner.stop().await;
     log.close().await;
 }

@@ -349,6 +349,10 @@ fn refuse(error: patterns::Error) -> Error {
             "event-too-large",
             format!("an event, with its schedule, is larger than {max_bytes} bytes"),
         ),
+        patterns::Error::Log(log::Error::InvalidTopic { topic, .. }) => Error::bad_request(
+            "bad-event",
+            format!("topic {topic} is compacted: an event for it needs a partitionkey"),
+        ),
         error => error.into(),
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use barnabas::log::TopicSpec;
 use barnabas::patterns::schedule::{self, SchedulerSettings};
+use barnabas::patterns::table;
 use barnabas::server::config::OpenTopic;
 use http::Method;
 use serde_json::json;
@@ -238,6 +239,24 @@ async fn what_is_wrong_with_a_schedule_is_named() {
         0,
         "nothing of it was taken"
     );
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_without_a_key_is_refused_for_a_compacted_topic() {
+    let topic = format!("accounts-{}", uuid::Uuid::now_v7().simple());
+    let open = OpenTopic::new(topic.clone());
+    let gateway =
+        Gateway::start_on_topics(&[table::topic(&topic, 1)], |config| config.events.topics = vec![open]).await;
+    let keyless = json!({"after_s": 3600, "event": {"topic": topic, "type": "t"}});
+    let answer = gateway.post("/v1/schedules", &[JSON], keyless.to_string()).await;
+    let (status, code, _) = answer.problem();
+    assert_eq!((status, code.as_str()), (400, "bad-event"));
+    let detail = answer.json()["detail"].as_str().unwrap_or_default().to_owned();
+    assert!(detail.contains(&topic) && detail.contains("partitionkey"), "{detail}");
+    let keyed = json!({"after_s": 3600, "event": {"topic": topic, "type": "t", "partitionkey": "ada"}});
+    let answer = gateway.post("/v1/schedules", &[JSON], keyed.to_string()).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
     gateway.stop().await;
 }
 

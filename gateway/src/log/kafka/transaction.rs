@@ -338,9 +338,19 @@ impl TransactionThread {
         if let Some((code, _)) = producer.client().fatal_error() {
             return Err(self.fatal(code));
         }
+        let code = match failed.code {
+            // The transaction has failed, and all its records with it. Committing it says why, and does nothing more.
+            Code::PurgeQueue => match producer.commit_transaction(Duration::ZERO) {
+                Err(error) => return Err(self.failure(&error, "append to a topic of")),
+                Ok(()) => Code::PurgeQueue,
+            },
+            // It stood in one batch with the record that is refused.
+            Code::InvalidDifferentRecord => Code::InvalidRecord,
+            code => code,
+        };
         Err(Failure::Abort(
             match delivery_error(
-                failed.code,
+                code,
                 &failed.topic,
                 failed.size_bytes,
                 failed.size_bytes,
@@ -568,6 +578,9 @@ impl TransactionThread {
             if error.is_fatal() {
                 return self.fatal(code);
             }
+            if error.txn_requires_abort() && code == Code::TopicAuthorizationFailed {
+                return Failure::Abort(Error::Unauthorized(format!("{operation}: {}", error.string())));
+            }
             if error.txn_requires_abort() {
                 return Failure::Abort(Error::Aborted(format!("{operation}: {}", error.string())));
             }
@@ -654,5 +667,40 @@ impl RecordContext {
             topic: topic.to_owned(),
             size_bytes,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+    use crate::log::kafka::{KafkaSettings, KnownTopic};
+
+    /// librdkafka's mock broker is enough here: nothing of it is proved but what its refusals are told as.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_topic_that_may_not_be_written_is_told_from_a_passing_trouble() {
+        for refused in [RDKafkaApiKey::AddPartitionsToTxn, RDKafkaApiKey::Produce] {
+            let cluster = MockCluster::new(1).expect("a mock broker");
+            cluster.create_topic("t", 1, 1).expect("a topic");
+            let log = KafkaLog::connect(KafkaSettings::new(cluster.bootstrap_servers()))
+                .await
+                .expect("a connection");
+            // The mock broker does not describe topics.
+            let known = KnownTopic {
+                partitions: 1,
+                max_message_bytes: 1_000_000,
+            };
+            lock(&log.0.topics).insert("t".into(), known);
+            let mut producer = log.transactional_producer("id", None).await.expect("a producer");
+            let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+            cluster.request_errors(refused, &[error; 20]);
+            let mut transaction = producer.begin();
+            let record = ProducerRecord::to("t").value("v");
+            transaction.send(record).await.expect("sent");
+            let committed = transaction.commit().await;
+            assert!(matches!(committed, Err(Error::Unauthorized(_))), "{committed:?}");
+        }
     }
 }

@@ -330,7 +330,9 @@ fn is_undone(error: &Error) -> bool {
                 | log::Error::UnknownMember { .. }
                 | log::Error::UnknownTopic(_)
                 | log::Error::UnknownPartition(_)
+                | log::Error::InvalidTopic { .. }
                 | log::Error::RecordTooLarge { .. }
+                | log::Error::Unauthorized(_)
         ),
         Error::Encode(_) => true,
         // The others are not of a transaction.

@@ -22,10 +22,17 @@ pub(super) struct Firing {
     /// Most schedules that fire in one transaction.
     window: usize,
     nearest: Nearest,
-    /// A topic that has refused one of several events. They go to it one at a time until it is known which.
-    suspect: Option<Arc<str>>,
+    /// Of these events one was refused. They fire one at a time until it is known which.
+    suspect: Option<Suspect>,
     /// Due schedules whose events were refused, and why.
     refused: HashMap<Arc<str>, String>,
+}
+
+enum Suspect {
+    /// Those for a topic.
+    Topic(Arc<str>),
+    /// All: it was not said which topic has refused.
+    All,
 }
 
 /// Changes of schedules, and events.
@@ -97,7 +104,8 @@ impl State for Firing {
 
     /// In the order of due times.
     fn add_due(&self, window: &mut Window, by_ms: i64) {
-        let mut is_suspect_in = false;
+        // Whether a refusal was an event's shows when its schedule is set aside with no other event beside it.
+        let mut is_suspect_in = matches!(self.suspect, Some(Suspect::All)) && !self.refused.is_empty();
         let due = self.nearest.iter().take_while(|((due_ms, _), _)| *due_ms <= by_ms);
         for (_, pending) in due {
             if window.events.len() >= self.window {
@@ -114,7 +122,12 @@ impl State for Firing {
                 continue;
             }
             let topic = &pending.event.topic;
-            if self.suspect.as_ref() == Some(topic) && std::mem::replace(&mut is_suspect_in, true) {
+            let is_suspect = match &self.suspect {
+                None => false,
+                Some(Suspect::Topic(suspect)) => suspect == topic,
+                Some(Suspect::All) => true,
+            };
+            if is_suspect && std::mem::replace(&mut is_suspect_in, true) {
                 continue;
             }
             let (event, next) = Self::fire(pending, by_ms);
@@ -149,7 +162,7 @@ impl State for Firing {
         first.map_or_else(|| NOTHING.to_owned(), |(due_ms, id)| format!("{due_ms} {id}"))
     }
 
-    fn keep(&mut self, window: Window, _: i64) {
+    fn keep(&mut self, window: Window, now_ms: i64) {
         for (id, pending) in window.changes {
             if self.refused.remove(&id).is_some() {
                 self.suspect = None;
@@ -159,24 +172,39 @@ impl State for Firing {
                 None => self.nearest.remove(&id),
             }
         }
+        if self.due_ms().is_none_or(|due_ms| due_ms > now_ms) {
+            self.suspect = None;
+        }
     }
 
     /// An event that its topic refuses must not hold up the others: its schedule is set aside, with the reason.
     fn refused(&mut self, window: &Window, error: &log::Error) {
         let (topic, is_for_all) = match error {
-            log::Error::UnknownTopic(topic) => (topic.as_str(), true),
-            log::Error::UnknownPartition(partition) => (partition.topic.as_ref(), false),
-            log::Error::RecordTooLarge { topic, .. } => (topic.as_str(), false),
+            log::Error::UnknownTopic(topic) => (Some(topic.as_str()), true),
+            log::Error::UnknownPartition(partition) => (Some(partition.topic.as_ref()), false),
+            log::Error::InvalidTopic { topic, .. } | log::Error::RecordTooLarge { topic, .. } => {
+                (Some(topic.as_str()), false)
+            }
+            log::Error::Unauthorized(_) => (None, false),
             _ => return,
         };
-        let mut fired = window.fired.iter().filter(|(_, to)| to.as_ref() == topic);
-        let count = fired.clone().count();
-        if count > 1 && !is_for_all {
-            self.suspect = fired.next().map(|(_, topic)| topic.clone());
+        if topic.is_none() && window.fired.is_empty() {
+            // It is not the events that are refused.
+            self.refused.clear();
             return;
         }
-        for (id, _) in fired {
-            tracing::error!(schedule = %id, topic, %error, "the event of a schedule is refused; it fires no more");
+        let is_refused = |to: &str| topic.is_none_or(|topic| topic == to);
+        let mut fired = window.fired.iter().filter(|(_, to)| is_refused(to));
+        let count = fired.clone().count();
+        if count > 1 && !is_for_all {
+            self.suspect = match topic {
+                Some(_) => fired.next().map(|(_, topic)| Suspect::Topic(topic.clone())),
+                None => Some(Suspect::All),
+            };
+            return;
+        }
+        for (id, topic) in fired {
+            tracing::error!(schedule = %id, %topic, %error, "the event of a schedule is refused; it fires no more");
             self.refused.insert(id.clone(), error.to_string());
         }
     }
@@ -349,33 +377,65 @@ mod tests {
         assert_eq!(floor(""), None);
     }
 
-    #[test]
-    fn a_refused_event_is_found_among_others_and_set_aside() {
-        let mut firing = firing();
-        window(&mut firing, 0, &["a", "b", "c"].map(|id| submit(pending(id, 10))));
-        let error = log::Error::RecordTooLarge {
-            topic: "events".to_owned(),
-            size_bytes: 2,
-            max_bytes: 1,
-        };
-        // The log refuses every transaction with the event of `b` in it.
+    /// Fires windows at 10 while the log refuses every transaction that has an event of one of `bad`. Returns the keys of the events that have fired.
+    fn fire_despite(firing: &mut Firing, error: &log::Error, bad: &[&str]) -> Vec<String> {
         let mut fired = Vec::new();
         for _ in 0..10 {
             let mut window = Window::default();
             firing.add_due(&mut window, 10);
             let records = firing.derive(&mut window, 10).expect("records");
             let events = records.iter().filter(|record| record.topic.as_ref() == "events");
-            let keys: Vec<_> = events.filter_map(|record| record.key.clone()).collect();
-            if keys.iter().any(|key| key == "b") {
-                firing.refused(&window, &error);
+            let keys = events.filter_map(|record| record.key.clone());
+            let keys: Vec<String> = keys.map(|key| String::from_utf8_lossy(&key).into_owned()).collect();
+            if keys.iter().any(|key| bad.contains(&key.as_str())) {
+                firing.refused(&window, error);
             } else {
                 fired.extend(keys);
                 firing.keep(window, 10);
             }
         }
-        assert_eq!(fired, ["a", "c"]);
-        assert_eq!((firing.len(), firing.due_ms()), (1, None));
-        let (_, refused) = firing.nearest.iter().next().expect("it is kept");
-        assert!(refused.refused.as_ref().is_some_and(|reason| reason.contains("larger")));
+        fired
+    }
+
+    #[test]
+    fn a_refused_event_is_found_among_others_and_set_aside() {
+        let errors = [
+            log::Error::RecordTooLarge {
+                topic: "events".to_owned(),
+                size_bytes: 2,
+                max_bytes: 1,
+            },
+            log::Error::InvalidTopic {
+                topic: "events".to_owned(),
+                reason: "it takes no record without a key".to_owned(),
+            },
+            log::Error::Unauthorized("append to a topic".to_owned()),
+        ];
+        for error in errors {
+            let mut firing = firing();
+            window(&mut firing, 0, &["a", "b", "c"].map(|id| submit(pending(id, 10))));
+            assert_eq!(fire_despite(&mut firing, &error, &["b"]), ["a", "c"], "{error}");
+            assert_eq!((firing.len(), firing.due_ms()), (1, None));
+            let (_, refused) = firing.nearest.iter().next().expect("it is kept");
+            assert_eq!(refused.refused, Some(error.to_string()));
+            assert!(firing.suspect.is_none());
+        }
+    }
+
+    #[test]
+    fn no_event_is_set_aside_when_it_is_the_owner_who_may_not_write() {
+        let mut firing = firing();
+        window(&mut firing, 0, &["a", "b"].map(|id| submit(pending(id, 10))));
+        let error = log::Error::Unauthorized("append to a topic".to_owned());
+        for _ in 0..10 {
+            let mut window = Window::default();
+            firing.add_due(&mut window, 10);
+            firing.derive(&mut window, 10).expect("records");
+            firing.refused(&window, &error);
+        }
+        // Whatever the last attempt was, the one after it is allowed.
+        let mut fired = fire_despite(&mut firing, &error, &[]);
+        fired.sort();
+        assert_eq!(fired, ["a", "b"]);
     }
 }

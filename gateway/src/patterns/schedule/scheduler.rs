@@ -24,9 +24,18 @@ pub struct Scheduler {
     log: Log,
     name: Arc<str>,
     producer: Producer,
-    /// The largest record in bytes of each topic that was asked for: those of events, which exist and are few. A topic that goes or takes
-    /// less later is noticed when its event is due.
-    topics: Arc<Mutex<HashMap<Arc<str>, usize>>>,
+    /// What each topic takes that was asked for: those of events, which exist and are few. A topic that goes or takes less later is
+    /// noticed when its event is due.
+    topics: Arc<Mutex<HashMap<Arc<str>, Takes>>>,
+}
+
+/// What a topic takes.
+#[derive(Clone, Copy, Debug)]
+struct Takes {
+    /// The largest record.
+    max_bytes: usize,
+    /// Only records with a key.
+    only_keyed: bool,
 }
 
 /// Some of the schedules, in the order in which they are due.
@@ -54,11 +63,17 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`Error::Setting`] for an id that is empty or too long; [`Error::Cron`], [`Error::TimeZone`];
-    /// [`log::Error::UnknownTopic`] when the topic of the event does not exist, [`log::Error::RecordTooLarge`] when it would not take the
-    /// event. As [`Producer::append`]: after a timeout it may still have been written, and it is harmless to submit it again.
+    /// [`log::Error::UnknownTopic`] when the topic of the event does not exist, [`log::Error::RecordTooLarge`] and
+    /// [`log::Error::InvalidTopic`] when it would not take the event: it is too large, or has no key and the topic is compacted. As [`Producer::append`]: after a timeout it may still have been written, and it is harmless to submit it again.
     pub async fn submit(&self, schedule: Schedule) -> Result<Pending, Error> {
         check_id(&schedule.id)?;
-        let max_bytes = self.max_message_bytes(&schedule.event.topic).await?;
+        let Takes { max_bytes, only_keyed } = self.takes(&schedule.event.topic).await?;
+        if only_keyed && schedule.event.key.is_none() {
+            return Err(Error::Log(log::Error::InvalidTopic {
+                topic: schedule.event.topic.to_string(),
+                reason: "a compacted topic takes no record without a key".to_owned(),
+            }));
+        }
         let size_bytes = schedule.event.size_bytes() + ENVELOPE_BYTES;
         if size_bytes > max_bytes {
             return Err(Error::Log(log::Error::RecordTooLarge {
@@ -85,15 +100,19 @@ impl Scheduler {
         Ok(pending)
     }
 
-    async fn max_message_bytes(&self, topic: &Arc<str>) -> Result<usize, Error> {
+    async fn takes(&self, topic: &Arc<str>) -> Result<Takes, Error> {
         // Held while one asks, so that many who come at once ask once.
         let mut topics = self.topics.lock().await;
-        if let Some(max_bytes) = topics.get(topic) {
-            return Ok(*max_bytes);
+        if let Some(takes) = topics.get(topic) {
+            return Ok(*takes);
         }
-        let max_bytes = self.log.describe_topic(topic).await?.max_message_bytes;
-        topics.insert(topic.clone(), max_bytes);
-        Ok(max_bytes)
+        let found = self.log.describe_topic(topic).await?;
+        let takes = Takes {
+            max_bytes: found.max_message_bytes,
+            only_keyed: found.cleanup.compacts(),
+        };
+        topics.insert(topic.clone(), takes);
+        Ok(takes)
     }
 
     /// Cancels a schedule, and waits until the log has the command. Until its partition's owner has applied it, the schedule may still
