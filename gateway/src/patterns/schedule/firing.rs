@@ -31,8 +31,8 @@ pub(super) struct Firing {
 enum Suspect {
     /// Those for a topic.
     Topic(Arc<str>),
-    /// All: it was not said which topic has refused.
-    All,
+    /// All: it was not said which topic has refused. That of the schedules may have: they wait until that is known to be written.
+    All { is_own_written: bool },
 }
 
 /// Changes of schedules, and events.
@@ -104,8 +104,8 @@ impl State for Firing {
 
     /// In the order of due times.
     fn add_due(&self, window: &mut Window, by_ms: i64) {
-        // Whether a refusal was an event's shows when its schedule is set aside with no other event beside it.
-        let mut is_suspect_in = matches!(self.suspect, Some(Suspect::All)) && !self.refused.is_empty();
+        // With no event beside it, so that a refusal is not taken for that of another.
+        let mut is_suspect_in = matches!(self.suspect, Some(Suspect::All { .. })) && !self.refused.is_empty();
         let due = self.nearest.iter().take_while(|((due_ms, _), _)| *due_ms <= by_ms);
         for (_, pending) in due {
             if window.events.len() >= self.window {
@@ -114,6 +114,11 @@ impl State for Firing {
             // A command has come first.
             if window.changes.contains_key(&pending.id) {
                 continue;
+            }
+            if let Some(Suspect::All { is_own_written: false }) = self.suspect {
+                // As it stands: it is to be seen whether that is written.
+                window.changes.insert(pending.id.clone(), Some(pending.clone()));
+                break;
             }
             if let Some(reason) = self.refused.get(&pending.id) {
                 let mut refused = pending.clone();
@@ -125,7 +130,7 @@ impl State for Firing {
             let is_suspect = match &self.suspect {
                 None => false,
                 Some(Suspect::Topic(suspect)) => suspect == topic,
-                Some(Suspect::All) => true,
+                Some(Suspect::All { .. }) => true,
             };
             if is_suspect && std::mem::replace(&mut is_suspect_in, true) {
                 continue;
@@ -163,6 +168,9 @@ impl State for Firing {
     }
 
     fn keep(&mut self, window: Window, now_ms: i64) {
+        if let Some(Suspect::All { is_own_written }) = &mut self.suspect {
+            *is_own_written |= !window.changes.is_empty();
+        }
         for (id, pending) in window.changes {
             if self.refused.remove(&id).is_some() {
                 self.suspect = None;
@@ -188,8 +196,9 @@ impl State for Firing {
             log::Error::Unauthorized(_) => (None, false),
             _ => return,
         };
-        if topic.is_none() && window.fired.is_empty() {
-            // It is not the events that are refused.
+        let is_own_written = matches!(self.suspect, Some(Suspect::All { is_own_written: true }));
+        if topic.is_none() && (window.fired.is_empty() || !is_own_written) {
+            self.suspect = Some(Suspect::All { is_own_written: false });
             self.refused.clear();
             return;
         }
@@ -197,10 +206,7 @@ impl State for Firing {
         let mut fired = window.fired.iter().filter(|(_, to)| is_refused(to));
         let count = fired.clone().count();
         if count > 1 && !is_for_all {
-            self.suspect = match topic {
-                Some(_) => fired.next().map(|(_, topic)| Suspect::Topic(topic.clone())),
-                None => Some(Suspect::All),
-            };
+            self.suspect = fired.next().map(|(_, topic)| Suspect::Topic(topic.clone()));
             return;
         }
         for (id, topic) in fired {
