@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{self, JoinError, JoinSet};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::partition::Link;
@@ -36,6 +37,12 @@ const REQUESTS: usize = 64;
 
 /// How long a partition rests whose task panicked.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
+
+/// After so many looks in a row that did not find the topic it is gone, as for a table: a broker that starts does not know it yet.
+const MISSED_LOOKS: u32 = 3;
+
+/// How long after one another these are.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What owners keep of partitions.
 pub(crate) trait Store: Send + Sync + 'static {
@@ -151,6 +158,17 @@ pub(crate) async fn read_partition(
     }
 }
 
+/// Whether a topic that was missed is gone.
+async fn is_gone(log: &Log, topic: &str) -> bool {
+    for _ in 0..MISSED_LOOKS {
+        if !matches!(log.describe_topic(topic).await, Err(log::Error::UnknownTopic(_))) {
+            return false;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    true
+}
+
 /// Takes part in the group until `stopping`, or until the log ends.
 ///
 /// Tasks live in a `JoinSet` so that dropping this future stops them, as killing the process would.
@@ -254,6 +272,12 @@ impl<S: Store> Owner<S> {
             }
             Err(error) if error.is_retriable() => {
                 tracing::warn!(group = self.member.group(), %error, "the group cannot be reached; trying on");
+            }
+            Err(error @ (log::Error::UnknownTopic(_) | log::Error::UnknownPartition(_))) => {
+                if is_gone(&self.store.log, &self.store.settings.commands).await {
+                    return Err(error.into());
+                }
+                tracing::warn!(group = self.member.group(), %error, "the topic is there all the same; going on");
             }
             Err(error) => return Err(error.into()),
         }

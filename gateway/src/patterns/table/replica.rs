@@ -257,24 +257,13 @@ impl<K: Key, V: DeserializeOwned + Send + Sync + 'static> Replica<K, V> {
     /// Goes on after an error of the reader, if that can be.
     async fn recover(&mut self, error: log::Error) -> Result<(), Error> {
         match error {
-            log::Error::OffsetOutOfRange { partition, .. } => self.restart(partition.partition).await,
+            log::Error::OffsetOutOfRange { partition, .. } => match self.restart(partition.partition).await? {
+                true => Ok(()),
+                false => self.assign_again().await,
+            },
             error @ (log::Error::Closed | log::Error::Unauthorized(_)) => Err(error.into()),
-            log::Error::UnknownTopic(_) => {
-                sleep(REST).await;
-                let found = self.shared.log.describe_topic(&self.shared.topic).await;
-                self.found(found).await?;
-                // The reader has let go of a partition without saying which.
-                let next_offsets = self.shared.progress.next_offsets();
-                for (partition, next_offset) in (0..).zip(next_offsets) {
-                    match self.reader.assign(partition, StartAt::Offset(next_offset)).await {
-                        Ok(_) | Err(log::Error::UnknownTopic(_)) => {}
-                        Err(log::Error::OffsetOutOfRange { .. }) => self.restart(partition).await?,
-                        Err(error) if error.is_retriable() => {}
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-                Ok(())
-            }
+            // The reader has let go of a partition without saying which.
+            log::Error::UnknownTopic(_) | log::Error::UnknownPartition(_) => self.assign_again().await,
             error => {
                 tracing::warn!(topic = %self.shared.topic, %error, "the table cannot be read; trying on");
                 sleep(REST).await;
@@ -283,12 +272,48 @@ impl<K: Key, V: DeserializeOwned + Send + Sync + 'static> Replica<K, V> {
         }
     }
 
+    /// Reads all partitions from where they stand. Nothing else would do it for one that cannot be read now, so it goes on until all are,
+    /// or until the topic is found to be gone.
+    async fn assign_again(&mut self) -> Result<(), Error> {
+        loop {
+            // A topic that was missed is looked for as patiently as by every other look.
+            sleep(match self.missed_looks {
+                0 => REST,
+                _ => self.shared.settings.partition_interval,
+            })
+            .await;
+            let found = self.shared.log.describe_topic(&self.shared.topic).await;
+            self.found(found).await?;
+            if self.missed_looks == 0 && self.try_assign_again().await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether all of them could be assigned.
+    async fn try_assign_again(&mut self) -> Result<bool, Error> {
+        let next_offsets = self.shared.progress.next_offsets();
+        for (partition, next_offset) in (0..self.assigned).zip(next_offsets) {
+            let is_assigned = match self.reader.assign(partition, StartAt::Offset(next_offset)).await {
+                Ok(_) => true,
+                Err(log::Error::OffsetOutOfRange { .. }) => self.restart(partition).await?,
+                Err(error) if is_unknown(&error) || error.is_retriable() => false,
+                Err(error) => return Err(error.into()),
+            };
+            if !is_assigned {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Reads a partition anew whose next record is gone: somebody has deleted records. What they said is forgotten, as an instance
-    /// that starts now would not know it.
-    async fn restart(&mut self, partition: i32) -> Result<(), Error> {
+    /// that starts now would not know it. `false`: the log does not know the partition now.
+    async fn restart(&mut self, partition: i32) -> Result<bool, Error> {
         let start = loop {
             match self.reader.assign(partition, StartAt::Start).await {
                 Ok(start) => break start,
+                Err(error) if is_unknown(&error) => return Ok(false),
                 Err(error) if error.is_retriable() => sleep(REST).await,
                 Err(error) => return Err(error.into()),
             }
@@ -301,12 +326,17 @@ impl<K: Key, V: DeserializeOwned + Send + Sync + 'static> Replica<K, V> {
             self.unread.remove(&partition);
             self.check_ready();
         }
-        Ok(())
+        Ok(true)
     }
 
     fn replaced(&self) -> Error {
         Error::Replaced(self.shared.topic.as_ref().to_owned())
     }
+}
+
+/// Whether the topic may be gone, or the log does not know it yet.
+fn is_unknown(error: &log::Error) -> bool {
+    matches!(error, log::Error::UnknownTopic(_) | log::Error::UnknownPartition(_))
 }
 
 fn read_key<K: Key>(record: &Record) -> Result<(&[u8], K), &'static str> {
