@@ -351,11 +351,15 @@ impl<K: Key, V: Send + Sync + 'static> Lane<K, V> {
     async fn resolve(&mut self, begun: Vec<Begun<K>>, unseen: Unseen) {
         self.producer = None;
         loop {
-            match self.take().await {
+            let error = match self.take().await {
                 Ok(()) => return self.settle(begun, &unseen),
-                Err(error) if error.is_retriable() => self.rest().await,
-                Err(error) => return self.settle(begun, &Unseen::Undecided(error.to_string())),
+                Err(error) => error,
+            };
+            if !error.is_retriable() || begun.iter().any(|begun| self.is_late(&begun.write)) {
+                return self.settle(begun, &Unseen::Undecided(error.to_string()));
             }
+            self.refuse_late(&error);
+            self.rest().await;
         }
     }
 
@@ -402,14 +406,22 @@ impl<K: Key, V: Send + Sync + 'static> Lane<K, V> {
             return self.refuse_all(&error);
         }
         tracing::debug!(partition = %self.partition, %error, "a transaction of a checked table is tried again");
-        let most = self.shared.settings.write_timeout;
+        self.refuse_late(&error);
+        self.rest().await;
+    }
+
+    /// Refuses those that have waited for too long.
+    fn refuse_late(&mut self, error: &Error) {
         for write in std::mem::take(&mut self.waiting) {
-            match write.begin.elapsed() < most {
-                true => self.waiting.push_back(write),
-                false => write.answer(Err(error.clone())),
+            match self.is_late(&write) {
+                false => self.waiting.push_back(write),
+                true => write.answer(Err(error.clone())),
             }
         }
-        self.rest().await;
+    }
+
+    fn is_late(&self, write: &Write<K>) -> bool {
+        write.begin.elapsed() >= self.shared.settings.write_timeout
     }
 
     fn refuse_all(&mut self, error: &Error) {
