@@ -55,6 +55,13 @@ impl<K: Eq + Hash + Clone> Watchers<K> {
         });
     }
 
+    /// Enters one that follows all keys, and drops those that are gone: on a quiet table nothing else would.
+    fn enter(&self, waiting: &Arc<Waiting<K>>) {
+        let mut entered = self.entered();
+        entered.all.retain(|watcher| watcher.strong_count() > 0);
+        entered.all.push(Arc::downgrade(waiting));
+    }
+
     fn entered(&self) -> MutexGuard<'_, Entered<K>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -155,6 +162,16 @@ struct Keys<K> {
     all: bool,
 }
 
+impl<K> Default for Waiting<K> {
+    /// All is still to be said.
+    fn default() -> Self {
+        Self {
+            keys: Mutex::new(Keys::all()),
+            changed: Notify::new(),
+        }
+    }
+}
+
 enum Next<K> {
     All,
     Key(K),
@@ -204,13 +221,8 @@ impl<K> Keys<K> {
 
 impl<K: Key, V: Serialize + DeserializeOwned + Send + Sync + 'static> WatchAll<K, V> {
     pub(super) fn new(table: Table<K, V>) -> Self {
-        let waiting = Arc::new(Waiting {
-            keys: Mutex::new(Keys::all()),
-            changed: Notify::new(),
-        });
-        let mut entered = table.shared.watchers.entered();
-        entered.all.push(Arc::downgrade(&waiting));
-        drop(entered);
+        let waiting = Arc::default();
+        table.shared.watchers.enter(&waiting);
         Self { table, waiting }
     }
 
@@ -236,5 +248,24 @@ impl<K: Key, V: Serialize + DeserializeOwned + Send + Sync + 'static> WatchAll<K
                 },
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watchers_that_are_gone_are_dropped_though_nothing_changes() {
+        let watchers = Watchers::<String>::default();
+        let stays: Arc<Waiting<_>> = Arc::default();
+        watchers.enter(&stays);
+        for _ in 0..10 {
+            watchers.enter(&Arc::default());
+        }
+        assert!(watchers.entered().all.len() <= 2);
+        assert!(stays.take().is_some(), "who stays is told how all stand");
+        watchers.tell(&"key".to_owned());
+        assert!(stays.take().is_some(), "who stays is told of changes");
     }
 }
