@@ -52,6 +52,18 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A state of an atomic store cannot be read as this aggregate's. It stands on the log all the same.
+    #[error("the state of {key:?} at offset {offset} of {partition} cannot be read: {cause}")]
+    UnreadableState {
+        /// The partition of the topic of states, which is the store's name.
+        partition: TopicPartition,
+        /// The key.
+        key: String,
+        /// Where it stands.
+        offset: i64,
+        /// What is wrong with it.
+        cause: serde_json::Error,
+    },
     /// A view is of a newer version than the projection that would write it.
     #[error("the view {view} is of version {live} already, and this projection of version {version}")]
     Superseded {

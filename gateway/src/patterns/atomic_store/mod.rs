@@ -12,11 +12,11 @@
 //! in between (a transaction that aborts, is fenced, or whose outcome is not known) is undone or restored from the log before
 //! the next command is applied.
 //!
-//! A command that cannot be read (no key, not JSON, not of the aggregate's type) becomes a dead letter with the headers of all of
+//! A command that cannot be read (no key, not JSON, not of the aggregate's type), or makes the aggregate panic, becomes a dead letter with the headers of all of
 //! them ([`super::dead_letter::header`]), in the transaction that consumes it: it must not hold up the commands of others.
 //!
 //! A state or an event that its topic refuses, such as one that is too large, holds up its partition, loudly, for there is
-//! nobody else to write it: an aggregate must bound its state.
+//! nobody else to write it: an aggregate must bound its state. So does a state that cannot be read, which the next command would overwrite.
 //!
 //! Memory of an owner is bounded by the open keys. An ended key ([`Aggregate::is_ended`]) leaves memory
 //! [`AtomicStoreSettings::keep_ended`] after its last change, and any other key when the state topic's retention has passed
@@ -156,7 +156,7 @@ impl<A: Aggregate> owner::Store for AtomicStore<A> {
             states.restore(record, now_ms());
         })
         .await?;
-        Ok(states)
+        states.restored()
     }
 }
 

@@ -4,13 +4,15 @@
 //! dropping it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::{Aggregate, Derived, Error, commands_topic};
 use crate::log::{ProducerRecord, Record, TopicPartition};
-use crate::patterns::consumer::FailureKind;
+use crate::patterns::consumer::{FailureKind, said};
 use crate::patterns::hop::{Hop, Why};
 use crate::patterns::owner::State;
 
@@ -23,6 +25,8 @@ pub(crate) struct States<A: Aggregate> {
     kept: HashMap<Arc<str>, Kept<A::State>>,
     /// When which key is to be derived again.
     due: BTreeSet<(i64, Arc<str>)>,
+    /// While restoring: keys whose last state cannot be read, and why.
+    unreadable: BTreeMap<String, Error>,
 }
 
 /// What bounds the memory and the windows of a partition.
@@ -53,6 +57,8 @@ pub(crate) struct Window<S> {
 
 struct Touched<S> {
     state: Option<S>,
+    /// The commands that were applied to it.
+    applied: Vec<Bytes>,
     again_at_ms: Option<i64>,
     changed: bool,
 }
@@ -70,27 +76,26 @@ impl<A: Aggregate> State for States<A> {
     type Window = Window<A::State>;
 
     fn apply(&self, window: &mut Window<A::State>, command: &Record) {
-        match decode::<A::Command>(command) {
-            Ok((key, command)) => self.change(window, key, command),
-            Err(reason) => {
-                let store = &self.partition.topic;
-                let commands = TopicPartition::new(commands_topic(store), self.partition.partition);
-                tracing::warn!(
-                    topic = %commands.topic, partition = commands.partition, offset = command.offset,
-                    reason, "a command that cannot be read is kept as a dead letter"
-                );
-                let why = Why {
-                    group: store,
-                    attempts: 1,
-                    kind: FailureKind::NonRetriable.as_str(),
-                    message: &reason,
-                };
-                let dead_letters = Hop::to_dead_letters(&commands.topic, store);
-                window
-                    .dead_letters
-                    .push(dead_letters.record(&commands, command, true, &why));
-            }
-        }
+        let failed = match decode(command) {
+            Ok((key, value)) => self.change(window, key, value).err(),
+            Err(reason) => Some((FailureKind::NonRetriable, reason)),
+        };
+        let Some((kind, reason)) = failed else { return };
+        let store = &self.partition.topic;
+        let commands = TopicPartition::new(commands_topic(store), self.partition.partition);
+        tracing::warn!(
+            topic = %commands.topic, partition = commands.partition, offset = command.offset,
+            reason, "a command that cannot be applied is kept as a dead letter"
+        );
+        let why = Why {
+            group: store,
+            attempts: 1,
+            kind: kind.as_str(),
+            message: &reason,
+        };
+        let dead_letters = Hop::to_dead_letters(&commands.topic, store);
+        let letter = dead_letters.record(&commands, command, true, &why);
+        window.dead_letters.push(letter);
     }
 
     fn add_due(&self, window: &mut Window<A::State>, by_ms: i64) {
@@ -163,6 +168,7 @@ impl<A: Aggregate> States<A> {
             partition,
             kept: HashMap::new(),
             due: BTreeSet::new(),
+            unreadable: BTreeMap::new(),
         }
     }
 
@@ -177,14 +183,19 @@ impl<A: Aggregate> States<A> {
             return;
         };
         self.forget_key(key);
+        self.unreadable.remove(key);
         let Some(value) = &record.value else { return };
         let state: A::State = match serde_json::from_slice(value) {
             Ok(state) => state,
-            Err(error) => {
-                tracing::error!(
-                    topic = %self.partition.topic, partition = self.partition.partition, offset = record.offset, %error,
-                    "a state cannot be read; its key starts anew"
-                );
+            Err(_) if self.is_expired(record.timestamp_ms, now_ms) => return,
+            Err(cause) => {
+                let error = Error::UnreadableState {
+                    partition: self.partition.clone(),
+                    key: key.to_owned(),
+                    offset: record.offset,
+                    cause,
+                };
+                self.unreadable.insert(key.to_owned(), error);
                 return;
             }
         };
@@ -195,14 +206,37 @@ impl<A: Aggregate> States<A> {
         self.insert(key.into(), state, record.timestamp_ms, again_at_ms);
     }
 
-    /// Applies a command in the window.
-    fn change(&self, window: &mut Window<A::State>, key: &str, command: A::Command) {
+    /// With all records taken over. A state that cannot be read must not be overwritten by what the next command makes of nothing.
+    pub(super) fn restored(mut self) -> Result<Self, Error> {
+        match self.unreadable.pop_first() {
+            None => Ok(self),
+            Some((_, error)) => Err(error),
+        }
+    }
+
+    /// Applies a command in the window. One that cannot be read, or makes the aggregate panic, changes nothing.
+    fn change(&self, window: &mut Window<A::State>, key: &str, value: &Bytes) -> Result<(), (FailureKind, String)> {
+        let command = parse(value)?;
         if !window.touched.contains_key(key) {
             self.touch(window, key.into());
         }
-        if let Some(touched) = window.touched.get_mut(key) {
+        let Some(touched) = window.touched.get_mut(key) else {
+            return Ok(());
+        };
+        let applied = catch_unwind(AssertUnwindSafe(|| {
             self.aggregate.apply(key, &mut touched.state, command);
+        }));
+        let Err(panic) = applied else {
+            touched.applied.push(value.clone());
+            return Ok(());
+        };
+        // What it has made of the state is not known: the commands before it are applied again.
+        touched.state = self.kept.get(key).map(|kept| kept.state.clone());
+        for value in &touched.applied {
+            self.aggregate.apply(key, &mut touched.state, parse(value)?);
         }
+        let reason = format!("the aggregate panicked: {}", said(&*panic));
+        Err((FailureKind::Panic, reason))
     }
 
     fn touch(&self, window: &mut Window<A::State>, key: Arc<str>) {
@@ -211,6 +245,7 @@ impl<A: Aggregate> States<A> {
             key,
             Touched {
                 state,
+                applied: Vec::new(),
                 again_at_ms: None,
                 changed: false,
             },
@@ -240,11 +275,13 @@ impl<A: Aggregate> States<A> {
     fn is_forgotten(&self, state: &A::State, written_ms: i64, now_ms: i64) -> bool {
         let age_ms = now_ms.saturating_sub(written_ms);
         let ended = self.aggregate.is_ended(state) && age_ms > self.bounds.keep_ended_ms;
-        ended
-            || self
-                .bounds
-                .retention_ms
-                .is_some_and(|retention_ms| age_ms > retention_ms)
+        ended || self.is_expired(written_ms, now_ms)
+    }
+
+    /// Whether the log forgets what was written then.
+    fn is_expired(&self, written_ms: i64, now_ms: i64) -> bool {
+        let retention_ms = self.bounds.retention_ms;
+        retention_ms.is_some_and(|retention_ms| now_ms.saturating_sub(written_ms) > retention_ms)
     }
 
     fn record(&self, key: &str, state: Option<&A::State>, now_ms: i64) -> Result<ProducerRecord, Error> {
@@ -259,20 +296,25 @@ impl<A: Aggregate> States<A> {
     }
 }
 
-fn decode<C: DeserializeOwned>(record: &Record) -> Result<(&str, C), String> {
+/// Key and value of a command.
+fn decode(record: &Record) -> Result<(&str, &Bytes), String> {
     let key = record.key.as_ref().ok_or("it has no key")?;
     let key = std::str::from_utf8(key).map_err(|_| "its key is not UTF-8")?;
-    let value = record.value.as_ref().ok_or("it has no value")?;
-    let command = serde_json::from_slice(value).map_err(|error| error.to_string())?;
-    Ok((key, command))
+    Ok((key, record.value.as_ref().ok_or("it has no value")?))
+}
+
+fn parse<C: DeserializeOwned>(value: &Bytes) -> Result<C, (FailureKind, String)> {
+    serde_json::from_slice(value).map_err(|error| (FailureKind::NonRetriable, error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::dead_letters_topic;
     use super::*;
     use crate::log::Headers;
+    use crate::patterns::dead_letter::header;
 
-    /// Adds numbers; 0 removes the key, 9 ends it, and 5 asks to be derived 100 ms later.
+    /// Adds numbers; 0 removes the key, 9 ends it, 5 asks to be derived 100 ms later, and 13 panics half-way.
     struct Sums;
 
     impl Aggregate for Sums {
@@ -282,6 +324,10 @@ mod tests {
         fn apply(&self, _: &str, state: &mut Option<u32>, number: u32) {
             match number {
                 0 => *state = None,
+                13 => {
+                    *state = Some(1_000_000);
+                    panic!("an unlucky number");
+                }
                 number => *state = Some(state.unwrap_or(0) + number),
             }
         }
@@ -315,7 +361,8 @@ mod tests {
     fn window(states: &mut States<Sums>, now_ms: i64, commands: &[(&str, u32)]) -> Vec<String> {
         let mut window = Window::default();
         for (key, command) in commands {
-            states.change(&mut window, key, *command);
+            let applied = states.change(&mut window, key, &command.to_string().into());
+            applied.expect("it can be applied");
         }
         states.add_due(&mut window, now_ms);
         let records = states.derive(&mut window, now_ms).expect("numbers are JSON");
@@ -358,8 +405,10 @@ mod tests {
         let mut states = states();
         window(&mut states, 1, &[("a", 1)]);
         let mut dropped = Window::default();
-        states.change(&mut dropped, "a", 7);
-        states.change(&mut dropped, "b", 7);
+        for key in ["a", "b"] {
+            let applied = states.change(&mut dropped, key, &"7".into());
+            applied.expect("it can be applied");
+        }
         states.derive(&mut dropped, 2).expect("numbers are JSON");
         drop(dropped);
         assert_eq!(window(&mut states, 3, &[("a", 1)]), ["sums a 2", "events a 2"]);
@@ -387,11 +436,63 @@ mod tests {
         states.restore(&record("ended", Some("9"), 1), 50);
         states.restore(&record("removed", Some("1"), 1), 50);
         states.restore(&record("removed", None, 2), 50);
-        states.restore(&record("unreadable", Some("{"), 2), 50);
+        let mut states = states.restored().expect("all can be read");
         assert_eq!(states.len(), 4);
         assert_eq!(window(&mut states, 50, &[]), ["events a 5", "events b 5"]);
         assert_eq!(window(&mut states, 50, &[]), ["events c 5"]);
         assert_eq!(states.due_ms(), Some(150));
+    }
+
+    #[test]
+    fn a_command_that_makes_the_aggregate_panic_is_a_dead_letter_and_changes_nothing() {
+        let mut states = states();
+        window(&mut states, 1, &[("a", 1)]);
+        let mut next = Window::default();
+        for (key, number) in [("a", 2), ("a", 13), ("b", 13), ("a", 3), ("a", 13), ("b", 4)] {
+            let command = Record {
+                offset: i64::from(number),
+                ..record(key, Some(&number.to_string()), 1)
+            };
+            states.apply(&mut next, &command);
+        }
+        let records = states.derive(&mut next, 2).expect("numbers are JSON");
+        let of = |topic: &str| -> Vec<_> {
+            let records = records.iter().filter(|record| record.topic.as_ref() == topic);
+            records.map(|record| record.value.clone().expect("a value")).collect()
+        };
+        assert_eq!(of("sums"), ["6", "4"]);
+        let letters: Vec<_> = records
+            .iter()
+            .filter(|record| *record.topic == dead_letters_topic("sums"))
+            .collect();
+        assert_eq!(letters.len(), 3);
+        for letter in letters {
+            assert_eq!(letter.headers.last_str(header::ERROR_KIND), Some("panic"));
+            let message = letter.headers.last_str(header::ERROR_MESSAGE).expect("a message");
+            assert!(message.contains("an unlucky number"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_read_is_named_and_nothing_is_made_of_its_key() {
+        let unreadable = |records: &[(&str, Option<&str>)]| {
+            let mut states = states();
+            for (offset, (key, value)) in (0..).zip(records) {
+                let record = Record {
+                    offset,
+                    ..record(key, *value, 1)
+                };
+                states.restore(&record, 50);
+            }
+            states.restored().err().map(|error| error.to_string())
+        };
+        let named = unreadable(&[("good", Some("1")), ("bad", Some("{"))]).expect("it cannot be read");
+        assert!(named.contains("\"bad\" at offset 1 of sums-3"), "{named}");
+        assert_eq!(unreadable(&[("bad", Some("{")), ("bad", Some("1"))]), None);
+        assert_eq!(unreadable(&[("bad", Some("{")), ("bad", None)]), None);
+        let mut states = states();
+        states.restore(&record("bad", Some("{"), 0), 10_001);
+        assert!(states.restored().is_ok(), "the log forgets it too");
     }
 
     #[test]
