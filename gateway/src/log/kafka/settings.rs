@@ -295,6 +295,19 @@ mod tests {
     }
 
     #[test]
+    fn telemetry_waits_and_is_compressed_and_is_acknowledged_like_all_else() {
+        let settings = KafkaSettings::new("localhost:9092");
+        let [telemetry, command] =
+            [ProducerSettings::telemetry(), ProducerSettings::default()].map(|profile| settings.producer(&profile));
+        let of = |config: &ClientConfig| {
+            ["linger.ms", "compression.type", "acks", "enable.idempotence"]
+                .map(|name| config.get(name).unwrap_or("none").to_owned())
+        };
+        assert_eq!(of(&telemetry), ["50", "lz4", "all", "true"]);
+        assert_eq!(of(&command), ["0", "none", "all", "true"]);
+    }
+
+    #[test]
     fn debug_output_shows_no_values_of_overrides() {
         let mut settings = KafkaSettings::new("localhost:9092");
         settings.overrides.insert("sasl.password".into(), "secret".into());
