@@ -155,11 +155,12 @@ impl Scheduler {
             schedules: Vec::new(),
             next: from,
         };
+        let mut bytes = 0;
         // What is over by now can have taken the room of what is not.
-        while page.schedules.len() < limit {
+        while page.schedules.len() < limit && bytes < PAGE_BYTES {
             let bounds = Bounds {
                 schedules: limit - page.schedules.len(),
-                bytes: PAGE_BYTES,
+                bytes: PAGE_BYTES - bytes,
             };
             let mut nearest = Nearest::new(bounds, page.next);
             let mut scan = Scan::new(&self.log, &self.name).await?;
@@ -174,7 +175,15 @@ impl Scheduler {
                 }
             }
             page.next = nearest.horizon().cloned();
-            page.schedules.extend(nearest.into_pending());
+            for pending in nearest.into_pending() {
+                bytes += pending.size_bytes();
+                // One is found however large it is, and may be too much for a page that has others.
+                if bytes > PAGE_BYTES && !page.schedules.is_empty() {
+                    page.next = Some((pending.due_ms, pending.id));
+                    return Ok(page);
+                }
+                page.schedules.push(pending);
+            }
             if page.next.is_none() {
                 break;
             }
