@@ -28,6 +28,9 @@ on_both_logs!(
 /// Within it a story must be over.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Within it a country that was added can be read in all three tables.
+const ADDED_WITHIN: Duration = Duration::from_secs(2);
+
 const QUICK: Pace = Pace {
     month: Duration::from_millis(150),
     outage: Duration::from_millis(400),
@@ -252,6 +255,7 @@ async fn what_is_said_of_a_country_is_in_all_three_tables(engine: Engine) {
     let scene = scene(engine).await;
     let ended = timeout(DEADLINE, countries::run(&scene)).await;
     let report = ended.expect("in time").expect("a good end");
+    assert!(report.added.iter().all(|took| *took < ADDED_WITHIN), "{report}");
     for store in &report.stores {
         let codes: Vec<_> = store.held.keys().map(String::as_str).collect();
         assert_eq!(

@@ -503,9 +503,12 @@ async fn markers_aborted_records_and_empty_partitions_end_a_replay(engine: Engin
     let with_last = |merge| bench.replay().merge(merge);
     let expected: Vec<_> = wanted.iter().copied().chain([(2, 0)]).collect();
     assert_eq!(bench.places(with_last(Merge::PartitionByPartition)).await, expected);
-    let mut merged = bench.places(with_last(Merge::ByTimestamp)).await;
-    merged.sort();
-    assert_eq!(merged, expected);
+    // Six records of partition 0 have times up to that of the one of partition 2.
+    let (before, behind) = wanted.split_at(6);
+    assert_eq!(
+        bench.places(with_last(Merge::ByTimestamp)).await,
+        [before, &[(2, 0)], behind].concat()
+    );
     // Where all is deleted but a marker.
     bench.delete_before(2, 1).await;
     assert_eq!(bench.places(bench.replay().offsets([(2, 1..1), (1, 0..0)])).await, []);

@@ -1,10 +1,15 @@
 //! The database goes away and comes back.
 
+use std::time::Duration;
+
 use barnabas_tests::fault::SqliteLock;
 use barnabas_tests::projection::{Asked, random_entries};
 use barnabas_tests::proxy::{Proxy, Weather};
 
 use super::support::{Stage, Store, on_all, seeded};
+
+/// How long the projection has SQLite wait for a lock, before it tries again itself.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 on_all!(
     a_database_that_is_away_at_first_is_waited_for,
@@ -55,12 +60,16 @@ async fn a_database_that_goes_away_and_comes_back_misses_nothing(store: Store) {
     stage.append(&random_entries(&mut random, 0..1000, 50)).await;
     stage.until_folded().await;
     let more = random_entries(&mut random, 1000..4000, 50);
-    for some in more.chunks(500) {
+    for (round, some) in more.chunks(500).enumerate() {
         match (&stage.asked, &way) {
             (Asked::Sqlite(file), _) => {
                 let lock = SqliteLock::take(file);
                 let before = stage.positions();
                 stage.append(some).await;
+                if round == 0 {
+                    // So long that SQLite itself gives up waiting.
+                    tokio::time::sleep(BUSY_TIMEOUT + Duration::from_secs(2)).await;
+                }
                 assert_eq!(stage.positions(), before, "nothing is projected meanwhile");
                 drop(lock);
             }

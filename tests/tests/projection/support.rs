@@ -40,7 +40,7 @@ pub(crate) use on_all;
 /// Within it everything that a test waits for has happened.
 const SOON: Duration = Duration::from_secs(90);
 
-const PARTITIONS: i32 = 4;
+pub const PARTITIONS: i32 = 4;
 
 /// Which log, and which database.
 #[derive(Clone, Copy, Debug)]
