@@ -169,7 +169,16 @@ impl WorkerSettings {
     /// Those of the log.
     pub async fn open(&self) -> barnabas::log::Result<Log> {
         if self.log.starts_with('/') {
-            return Log::open_embedded(EmbeddedSettings::new(&self.log)).await;
+            let deadline = Instant::now() + Duration::from_secs(10);
+            loop {
+                match Log::open_embedded(EmbeddedSettings::new(&self.log)).await {
+                    // A process that a test starts has the locks of the test's own files until it is another program.
+                    Err(barnabas::log::Error::Locked(_)) if Instant::now() < deadline => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    opened => return opened,
+                }
+            }
         }
         Log::connect_kafka(KafkaSettings {
             transaction_timeout: Duration::from_millis(self.transaction_timeout_ms),
