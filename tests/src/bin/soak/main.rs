@@ -1,6 +1,7 @@
 //! Works on consumers, and on state on the log, for as long as it is told, with kills, pauses, brokers cut off, members that come and
 //! go, and operators who act on what stands still, and checks at the end that nothing was lost, doubled, or out of order, that no offset
-//! ran ahead, that a group which stood still all the time held no other up, and that stores, views and tables say what the log says.
+//! ran ahead, that a group which stood still all the time held no other up, and that stores, windows, views, tables and posted events say what
+//! the log says.
 //!
 //! ```text
 //! tests/soak --minutes 10 --seed 7
@@ -9,6 +10,7 @@
 
 mod operator;
 mod state;
+mod telemetry;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! State on the log under the same troubles: an atomic store, schedules and a projection, each owned by two processes, and a table that
-//! is read here. At the end each is compared with what the oracle reads on the log.
+//! State on the log under the same troubles: an atomic store, windows, schedules and a projection, each owned by two processes, a table
+//! that is read here, and events that are posted to two gateways. At the end each is compared with what the oracle reads on the log.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -17,11 +17,13 @@ use barnabas_tests::oracle::read_kafka;
 use barnabas_tests::process::{Process, program};
 use barnabas_tests::projection::{Asked, ProjectionWork, fold, random_entries};
 use barnabas_tests::store::{Part, Request, StoreWorkerSettings, folded, submitter};
+use barnabas_tests::windows::{self, random_commands};
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tempfile::TempDir;
 
+use crate::telemetry::Telemetry;
 use crate::{PARTITIONS, SLOTS, Trouble, wait};
 
 /// Of each request.
@@ -31,6 +33,7 @@ const STEP_REQUESTS: usize = 8;
 const STEP_SCHEDULES: usize = 20;
 const STEP_ENTRIES: i64 = 40;
 const STEP_PUTS: u64 = 10;
+const STEP_HAPPENED: i64 = 50;
 /// Keys of the view and of the table.
 const KEYS: u32 = 50;
 /// Records are kept for as long as a soak may take.
@@ -55,21 +58,25 @@ pub struct State {
     table: Table<String, u64>,
     values: BTreeMap<String, u64>,
     put: u64,
+    windows: String,
+    results: String,
+    happened: i64,
+    telemetry: Telemetry,
     folder: TempDir,
 }
 
 /// Two processes of one program.
 struct Pair {
     program: &'static str,
-    arguments: Vec<String>,
+    arguments: HashMap<&'static str, Vec<String>>,
     processes: HashMap<&'static str, Process>,
 }
 
 impl Pair {
-    fn start(program: &'static str, arguments: Vec<String>, folder: &Path) -> Self {
+    fn start(program: &'static str, arguments: impl Fn(&str) -> Vec<String>, folder: &Path) -> Self {
         let mut pair = Self {
             program,
-            arguments,
+            arguments: SLOTS.map(|slot| (slot, arguments(slot))).into(),
             processes: HashMap::new(),
         };
         for slot in SLOTS {
@@ -80,7 +87,7 @@ impl Pair {
 
     fn begin(&mut self, slot: &'static str, folder: &Path) {
         let output = folder.join(format!("{}-{slot}", self.program));
-        let process = Process::start(&program(self.program), &self.arguments, &[], &output);
+        let process = Process::start(&program(self.program), &self.arguments[slot], &[], &output);
         self.processes.insert(slot, process);
     }
 
@@ -125,8 +132,11 @@ impl State {
         };
         let own = [&completions, &events, &work.topic].map(|topic| TopicSpec::new(topic, PARTITIONS));
         let table = make_topic(&log, table::topic(unique("numbers"), PARTITIONS)).await;
+        let windows = unique("windows");
+        let results = make_topic(&log, TopicSpec::new(format!("{windows}.results"), PARTITIONS)).await;
         let specs = atomic_store::topics(&store, PARTITIONS, RETENTION).into_iter();
         let specs = specs
+            .chain(atomic_store::topics(&windows, PARTITIONS, RETENTION))
             .chain(schedule::topics(&schedules, PARTITIONS, RETENTION))
             .chain(own);
         for spec in specs {
@@ -148,19 +158,26 @@ impl State {
         let (owner, projecting) = (json(serde_json::to_string(&owner)), json(serde_json::to_string(&work)));
         // So few are held in memory that the nearest are looked up again and again.
         let firing = [schedules.as_str(), "50", "kafka", brokers].map(str::to_owned).to_vec();
-        let pairs = [
+        let counting = [brokers, &windows, &results].map(str::to_owned).to_vec();
+        let workers = [
             ("store-worker", vec![owner]),
+            ("window-worker", counting),
             ("schedule-worker", firing),
             ("projection-worker", vec![projecting]),
         ];
+        let telemetry = Telemetry::new(&log).await;
+        let pairs = workers.map(|(program, arguments)| Pair::start(program, |_| arguments.clone(), folder.path()));
+        let gateways = Pair::start(
+            "barnabas",
+            |slot| telemetry.gateway(slot, brokers, folder.path()),
+            folder.path(),
+        );
         let table = Table::open(&log, TableSettings::new(&table)).await.expect("a table");
         let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
         Self {
             brokers: brokers.to_owned(),
             random: StdRng::seed_from_u64(seed),
-            pairs: pairs
-                .map(|(program, arguments)| Pair::start(program, arguments, folder.path()))
-                .into(),
+            pairs: pairs.into_iter().chain([gateways]).collect(),
             submitter: submitter(&log, &store).await,
             scheduler: Scheduler::new(log.clone(), &schedules, producer),
             log,
@@ -174,6 +191,10 @@ impl State {
             table,
             values: BTreeMap::new(),
             put: 0,
+            windows,
+            results,
+            happened: 0,
+            telemetry,
             folder,
         }
     }
@@ -211,6 +232,10 @@ impl State {
         self.entries = numbers.end;
         let entries = random_entries(&mut self.random, numbers, KEYS);
         append_all(&self.log, entries.iter().map(|entry| entry.record(&self.work.topic))).await;
+        let numbers = self.happened..self.happened + STEP_HAPPENED;
+        self.happened = numbers.end;
+        append_all(&self.log, random_commands(&mut self.random, &self.windows, numbers)).await;
+        self.telemetry.post().await;
         for _ in 0..STEP_PUTS {
             let key = format!("key-{}", self.random.random_range(0..KEYS));
             self.put += 1;
@@ -270,13 +295,22 @@ impl State {
                 == Some(&expected)
         })
         .await;
+        let commands = read(&atomic_store::commands_topic(&self.windows));
+        let counted = windows::expected(&commands);
+        self.until("the windows have what happened", || {
+            windows::written(&read(&self.windows), &read(&self.results)) == counted
+        })
+        .await;
         println!(
-            "state: {} requests, {} schedules, {} entries, {} puts",
+            "state: {} requests, {} schedules, {} entries, {} puts, {} things that happened, {} events taken",
             self.requests,
             self.due.len(),
             self.entries,
-            self.put
+            self.put,
+            self.happened,
+            self.telemetry.taken()
         );
+        self.telemetry.judge(&read(self.telemetry.topic()));
 
         let states: BTreeMap<String, Request> = read(&self.store)
             .iter()
