@@ -340,9 +340,9 @@ impl TransactionThread {
         }
         let code = match failed.code {
             // The transaction has failed, and all its records with it. Committing it says why, and does nothing more.
-            Code::PurgeQueue => match producer.commit_transaction(Duration::ZERO) {
-                Err(error) => return Err(self.failure(&error, "append to a topic of")),
-                Ok(()) => Code::PurgeQueue,
+            Code::PurgeQueue => match producer.commit_transaction(ANSWER_STEP) {
+                Err(error) if !retriable(&error) => return Err(self.failure(&error, "append to a topic of")),
+                _ => Code::PurgeQueue,
             },
             // It stood in one batch with the record that is refused.
             Code::InvalidDifferentRecord => Code::InvalidRecord,

@@ -35,7 +35,7 @@ pub(super) struct Offsets {
     empty: usize,
     /// How many records are open.
     open: usize,
-    /// Behind the last record that was done.
+    /// Behind the last record that is known to be done.
     done_to: i64,
     /// Runs `[from, to)` that the last owner has done above what it committed, in order and apart.
     done_before: Vec<(i64, i64)>,
@@ -44,13 +44,14 @@ pub(super) struct Offsets {
 impl Offsets {
     /// A partition that is read from a committed offset on, whose metadata says what above it is done.
     pub(super) fn new(start: NextOffset, metadata: &str) -> Self {
+        let done_before = decode(start.0, metadata).unwrap_or_default();
         Self {
             read: start.0,
             words: VecDeque::new(),
             empty: 0,
             open: 0,
-            done_to: start.0,
-            done_before: decode(start.0, metadata).unwrap_or_default(),
+            done_to: done_before.last().map_or(start.0, |(_, to)| *to),
+            done_before,
         }
     }
 
@@ -137,7 +138,7 @@ impl Offsets {
         }
     }
 
-    /// Behind the last record that was done here.
+    /// Behind the last record that is known to be done.
     pub(super) fn done_to(&self) -> i64 {
         self.done_to
     }

@@ -60,7 +60,7 @@ pub(super) struct Partition {
     lanes: HashMap<LaneId, Lane, RandomState>,
     /// Lanes whose next run may begin.
     ready: VecDeque<LaneId>,
-    /// Records without order.
+    /// Records without order, by offset: when there are many gaps the first of them tells whether it fills one.
     loose: VecDeque<Record>,
     /// Lanes that wait, those with an end by it.
     blocked: BTreeSet<(Instant, LaneId)>,
@@ -406,7 +406,8 @@ impl Partition {
                 let failed = failure.is_some() && !rest.is_empty();
                 let failed = failed.then(|| rest.remove(0));
                 for record in rest.drain(..).rev() {
-                    self.loose.push_front(record);
+                    let at = self.loose.partition_point(|other| other.offset < record.offset);
+                    self.loose.insert(at, record);
                 }
                 let failed = failed?;
                 let id = LaneId::Record(failed.offset);
@@ -802,6 +803,9 @@ fn size_bytes(record: &Record) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt as _, SeedableRng as _};
+
     use super::*;
     use crate::log::{Headers, NextOffset};
     use crate::patterns::consumer::handler::FailureKind;
@@ -836,7 +840,10 @@ mod tests {
     }
 
     fn source_partition(order: ProcessingOrder) -> Partition {
-        let start = CommittedOffset::from(NextOffset(0));
+        source_partition_from(order, CommittedOffset::from(NextOffset(0)))
+    }
+
+    fn source_partition_from(order: ProcessingOrder, start: CommittedOffset) -> Partition {
         Partition::new(TopicPartition::new("orders", 0), 1, order, 100, 0, true, start)
     }
 
@@ -899,6 +906,15 @@ mod tests {
         let waiting = partition.describe().blocked.len();
         assert!((MOST_RUNS / 2..2 * MOST_RUNS).contains(&waiting), "{waiting}");
 
+        // The next owner fills them too.
+        let mut next = source_partition_from(ProcessingOrder::Key, mark.offset);
+        feed(&mut next, (1..RECORDS).map(keyed).collect());
+        assert!(next.is_crowded());
+        while let Some(run) = next.next_run(1) {
+            end(&mut next, run, 1);
+        }
+        assert_eq!(next.open(), 0);
+
         partition.wake(Instant::now() + DELAY);
         // One by one, the last first.
         let mut runs: Vec<Run> = std::iter::from_fn(|| partition.next_run(1)).collect();
@@ -908,6 +924,40 @@ mod tests {
         }
         let mark = partition.committable().expect("all is done");
         assert_eq!((mark.offset.next_offset.0, partition.open()), (RECORDS, 0));
+    }
+
+    #[test]
+    fn without_order_gaps_are_filled_though_every_record_fails_and_handlers_end_in_any_order() {
+        const RECORDS: i64 = 5000;
+        const WORKERS: usize = 32;
+        const WAITING: usize = 250;
+        let mut random = StdRng::seed_from_u64(5);
+        let mut partition = source_partition(ProcessingOrder::Unordered);
+        feed(&mut partition, (0..RECORDS).map(keyed).collect());
+        let mut runs = VecDeque::new();
+        let mut was_crowded = false;
+        while partition.open() > 0 {
+            let room = WAITING.saturating_sub(runs.len());
+            runs.extend(std::iter::from_fn(|| partition.next_run(WORKERS)).take(room));
+            let at_work = WORKERS.min(runs.len());
+            assert!(at_work > 0, "{} records wait for nothing", partition.open());
+            let run: Run = runs.remove(random.random_range(0..at_work)).expect("one of them");
+            // It leaves for another topic.
+            let failure = Failure {
+                kind: FailureKind::Retriable,
+                message: String::new(),
+            };
+            let handled = Handled {
+                failure: Some(failure),
+                ..Handled::default()
+            };
+            let failed = partition.ended(Ended { run, handled }).expect("it has failed");
+            partition.pass(failed.lane);
+            was_crowded |= partition.is_crowded();
+        }
+        assert!(was_crowded, "this makes many gaps");
+        let mark = partition.committable().expect("all is done");
+        assert_eq!(mark.offset.next_offset, NextOffset(RECORDS));
     }
 
     #[test]
