@@ -17,6 +17,7 @@ pub mod site;
 pub mod store;
 pub mod subscriber;
 pub mod windows;
+pub mod worker;
 pub mod world;
 
 /// Makes a test of each function, once for each log: `embedded::name` and `kafka::name`. The functions take the

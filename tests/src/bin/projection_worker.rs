@@ -4,26 +4,18 @@ use std::process::ExitCode;
 
 use barnabas::patterns::projection::Projection;
 use barnabas_tests::projection::ProjectionWork;
+use barnabas_tests::worker;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_env_filter("info,barnabas=debug")
-        .init();
+    worker::log_to_stdout("info,barnabas=debug");
     let work = std::env::args().nth(1).map(|json| serde_json::from_str(&json));
     let Some(Ok(work)) = work else {
         eprintln!("usage: projection-worker WORK (as JSON): {work:?}");
         return ExitCode::from(64);
     };
-    match run(work).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("projection-worker ended: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    worker::ended("projection-worker", run(work).await)
 }
 
 async fn run(work: ProjectionWork) -> Result<(), Box<dyn std::error::Error>> {

@@ -8,14 +8,12 @@ use barnabas::log::Log;
 use barnabas::log::embedded::EmbeddedSettings;
 use barnabas::log::kafka::KafkaSettings;
 use barnabas::patterns::schedule::{self, SchedulerSettings};
+use barnabas_tests::worker;
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_env_filter("info")
-        .init();
+    worker::log_to_stdout("info");
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [name, max_pending, engine, at] = arguments.as_slice() else {
         eprintln!("usage: schedule-worker NAME MAX_PENDING kafka|embedded BROKERS|FOLDER");
@@ -34,11 +32,5 @@ async fn main() -> ExitCode {
         schedule::run(log?, settings, CancellationToken::new()).await?;
         Ok::<(), Box<dyn std::error::Error>>(())
     };
-    match run.await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("schedule-worker ended: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    worker::ended("schedule-worker", run.await)
 }

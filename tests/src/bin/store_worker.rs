@@ -8,27 +8,19 @@ use barnabas::log::embedded::EmbeddedSettings;
 use barnabas::log::kafka::KafkaSettings;
 use barnabas::patterns::atomic_store::AtomicStore;
 use barnabas_tests::store::{Requests, StoreWorkerSettings, owner_settings, submit_all};
+use barnabas_tests::worker;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_env_filter("info")
-        .init();
+    worker::log_to_stdout("info");
     let settings = std::env::args().nth(1).map(|json| serde_json::from_str(&json));
     let Some(Ok(settings)) = settings else {
         eprintln!("usage: store-worker SETTINGS (as JSON): {settings:?}");
         return ExitCode::from(64);
     };
-    match run(settings).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("store-worker ended: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    worker::ended("store-worker", run(settings).await)
 }
 
 async fn run(settings: StoreWorkerSettings) -> Result<(), Box<dyn std::error::Error>> {

@@ -8,6 +8,7 @@ use barnabas::log::kafka::KafkaSettings;
 use barnabas::patterns::atomic_store::AtomicStore;
 use barnabas_tests::store::owner_settings;
 use barnabas_tests::windows::{counts, hopping};
+use barnabas_tests::worker;
 use tokio_util::sync::CancellationToken;
 
 /// Commands of one window of the store's.
@@ -15,22 +16,13 @@ const WINDOW_COMMANDS: usize = 20;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_env_filter("info")
-        .init();
+    worker::log_to_stdout("info");
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [brokers, store, results] = arguments.as_slice() else {
         eprintln!("usage: window-worker BROKERS STORE RESULTS");
         return ExitCode::from(64);
     };
-    match run(brokers, store, results).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("window-worker ended: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    worker::ended("window-worker", run(brokers, store, results).await)
 }
 
 async fn run(brokers: &str, store: &str, results: &str) -> Result<(), Box<dyn std::error::Error>> {

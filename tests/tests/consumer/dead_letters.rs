@@ -7,37 +7,18 @@ use std::time::Duration;
 
 use barnabas::log;
 use barnabas::patterns;
-use barnabas::patterns::consumer::HandlerError;
 use barnabas::patterns::control::LettersAction;
 use barnabas::patterns::dead_letter::{self, DeadLetter, Selection, dead_letter_topic, header, redrive_topic};
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
-use futures_util::future::BoxFuture;
 
-use super::support::{Bench, Call, Calls, nothing};
+use super::support::{Bench, Calls, failing_for_good, nothing};
 
 on_both_logs!(
     are_listed_from_the_newest_page_by_page,
     come_back_to_their_group_alone_and_once,
     a_redrive_that_is_broken_off_sends_nothing_twice,
 );
-
-/// Fails hopelessly while it is told to.
-fn failing(
-    ill: &Arc<AtomicBool>,
-) -> impl Fn(&Call) -> BoxFuture<'static, Result<(), HandlerError>> + Send + Sync + use<> {
-    let ill = ill.clone();
-    move |_: &Call| -> BoxFuture<'static, _> {
-        let fails = ill.load(Ordering::SeqCst);
-        Box::pin(async move {
-            if fails {
-                Err(HandlerError::non_retriable("hopeless"))
-            } else {
-                Ok(())
-            }
-        })
-    }
-}
 
 /// Lets so many records become dead letters, and returns what is left of the handler's calls to come.
 async fn with_dead_letters(
@@ -46,7 +27,9 @@ async fn with_dead_letters(
 ) -> (Arc<AtomicBool>, Calls, barnabas::patterns::consumer::ConsumerHandle) {
     let (ill, calls) = (Arc::new(AtomicBool::new(true)), Calls::default());
     bench.append_many(count, |number| format!("user-{number}")).await;
-    let consumer = bench.note(bench.builder(), &calls, failing(&ill)).await;
+    let consumer = bench
+        .note(bench.builder(), &calls, failing_for_good("hopeless", &ill))
+        .await;
     bench
         .read_until(&dead_letter_topic(&bench.topic, &bench.group), count)
         .await;

@@ -14,7 +14,7 @@ use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
 use futures_util::future::BoxFuture;
 
-use super::support::{Bench, Call, Calls, within};
+use super::support::{Bench, Call, Calls, failing_for_good, within};
 
 on_both_logs!(
     a_blocked_key_is_seen_and_skipped_and_its_next_record_goes_through,
@@ -244,7 +244,11 @@ async fn too_many_dead_letters_stop_the_consumer_until_an_operator_looks(engine:
         consecutive: Some(5),
     };
     let consumer = bench
-        .note(bench.builder().dead_letter_limit(limit), &calls, bad_deployment(&ill))
+        .note(
+            bench.builder().dead_letter_limit(limit),
+            &calls,
+            failing_for_good("a bad deployment", &ill),
+        )
         .await;
     let seen = blocked(&bench, "it has stopped", |blocked| blocked.len() == 1).await;
     assert_eq!((seen[0].offset, seen[0].due_ms), (5, 0));
@@ -277,34 +281,21 @@ async fn a_consumer_that_has_stopped_goes_on_when_it_is_started_again(engine: En
         })
     };
     let calls = Calls::default();
-    let consumer = bench.note(builder(), &calls, bad_deployment(&ill)).await;
+    let consumer = bench
+        .note(builder(), &calls, failing_for_good("a bad deployment", &ill))
+        .await;
     blocked(&bench, "it has stopped", |blocked| blocked.len() == 1).await;
     consumer.shutdown().await.expect("a good end");
     ill.store(false, Ordering::SeqCst);
-    let consumer = bench.note(builder(), &calls, bad_deployment(&ill)).await;
+    let consumer = bench
+        .note(builder(), &calls, failing_for_good("a bad deployment", &ill))
+        .await;
     bench.caught_up().await;
     blocked(&bench, "nothing is blocked", <[Blocked]>::is_empty).await;
     consumer.shutdown().await.expect("a good end");
     assert_eq!(calls.len(), 21);
     let letters = bench.read(&dead_letter_topic(&bench.topic, &bench.group)).await;
     assert_eq!(letters.len(), 5);
-}
-
-/// Fails for good while it is told to.
-fn bad_deployment(
-    ill: &Arc<AtomicBool>,
-) -> impl Fn(&Call) -> BoxFuture<'static, Result<(), HandlerError>> + Send + Sync + use<> {
-    let ill = ill.clone();
-    move |_: &Call| -> BoxFuture<'static, _> {
-        let fails = ill.load(Ordering::SeqCst);
-        Box::pin(async move {
-            if fails {
-                Err(HandlerError::non_retriable("a bad deployment"))
-            } else {
-                Ok(())
-            }
-        })
-    }
 }
 
 async fn what_is_too_large_to_be_told_keeps_nothing_else_from_being_told(engine: Engine) {

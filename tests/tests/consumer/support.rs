@@ -1,6 +1,7 @@
 //! A topic with a group that consumes it, and a handler that writes down what it was given.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -255,4 +256,22 @@ pub fn by_key(calls: &[Call]) -> HashMap<String, Vec<usize>> {
 /// Nothing to do, and it never fails.
 pub fn nothing(_: &Call) -> BoxFuture<'static, Result<(), HandlerError>> {
     Box::pin(async { Ok(()) })
+}
+
+/// Fails for good, with this message, while it is told to.
+pub fn failing_for_good(
+    message: &'static str,
+    ill: &Arc<AtomicBool>,
+) -> impl Fn(&Call) -> BoxFuture<'static, Result<(), HandlerError>> + Send + Sync + use<> {
+    let ill = ill.clone();
+    move |_: &Call| -> BoxFuture<'static, _> {
+        let fails = ill.load(Ordering::SeqCst);
+        Box::pin(async move {
+            if fails {
+                Err(HandlerError::non_retriable(message))
+            } else {
+                Ok(())
+            }
+        })
+    }
 }

@@ -297,3 +297,26 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+
+    use super::*;
+
+    /// A log on a mock broker of librdkafka's, with the topic `t`.
+    pub(super) async fn on_mock_broker() -> (MockCluster<'static, DefaultProducerContext>, KafkaLog) {
+        let cluster = MockCluster::new(1).expect("a mock broker");
+        cluster.create_topic("t", 1, 1).expect("a topic");
+        let log = KafkaLog::connect(KafkaSettings::new(cluster.bootstrap_servers())).await;
+        let log = log.expect("a connection");
+        // It does not describe topics.
+        let known = KnownTopic {
+            partitions: 1,
+            max_message_bytes: 1_000_000,
+        };
+        lock(&log.0.topics).insert("t".into(), known);
+        (cluster, log)
+    }
+}

@@ -316,26 +316,15 @@ pub(super) fn delivery_error(
 #[cfg(test)]
 mod tests {
     use rdkafka::bindings as sys;
-    use rdkafka::mocking::MockCluster;
     use rdkafka::types::RDKafkaRespErr;
 
     use super::*;
-    use crate::log::kafka::{KafkaSettings, KnownTopic};
+    use crate::log::kafka::tests::on_mock_broker;
 
     /// librdkafka's mock broker is enough here: nothing of it is proved but that the producer goes on.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_fatal_error_ends_the_client_and_not_the_producer() {
-        let cluster = MockCluster::new(1).expect("a mock broker");
-        cluster.create_topic("t", 1, 1).expect("a topic");
-        let log = KafkaLog::connect(KafkaSettings::new(cluster.bootstrap_servers()))
-            .await
-            .expect("a connection");
-        // The mock broker does not describe topics.
-        let known = KnownTopic {
-            partitions: 1,
-            max_message_bytes: 1_000_000,
-        };
-        lock(&log.0.topics).insert("t".into(), known);
+        let (_cluster, log) = on_mock_broker().await;
         let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
         let record = || ProducerRecord::to("t").value("v");
         producer.append(record()).await.expect("appended");

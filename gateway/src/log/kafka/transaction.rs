@@ -672,27 +672,16 @@ impl RecordContext {
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::mocking::MockCluster;
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
     use super::*;
-    use crate::log::kafka::{KafkaSettings, KnownTopic};
+    use crate::log::kafka::tests::on_mock_broker;
 
     /// librdkafka's mock broker is enough here: nothing of it is proved but what its refusals are told as.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_topic_that_may_not_be_written_is_told_from_a_passing_trouble() {
         for refused in [RDKafkaApiKey::AddPartitionsToTxn, RDKafkaApiKey::Produce] {
-            let cluster = MockCluster::new(1).expect("a mock broker");
-            cluster.create_topic("t", 1, 1).expect("a topic");
-            let log = KafkaLog::connect(KafkaSettings::new(cluster.bootstrap_servers()))
-                .await
-                .expect("a connection");
-            // The mock broker does not describe topics.
-            let known = KnownTopic {
-                partitions: 1,
-                max_message_bytes: 1_000_000,
-            };
-            lock(&log.0.topics).insert("t".into(), known);
+            let (cluster, log) = on_mock_broker().await;
             let mut producer = log.transactional_producer("id", None).await.expect("a producer");
             let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
             cluster.request_errors(refused, &[error; 20]);

@@ -517,12 +517,15 @@ mod tests {
         }
     }
 
+    async fn open_log() -> (tempfile::TempDir, Log) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = Log::open_embedded(EmbeddedSettings::new(folder.path())).await;
+        (folder, log.expect("a log"))
+    }
+
     #[tokio::test]
     async fn an_unknown_end_is_judged_by_a_partition_that_is_still_the_members() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let log = Log::open_embedded(EmbeddedSettings::new(folder.path()))
-            .await
-            .expect("a log");
+        let (_folder, log) = open_log().await;
         let settings = ConsumerBuilder::new("group", ["orders"]).guarantee(DeliveryGuarantee::ExactlyOnce);
         let mut committer = Committer::new(&log, &settings).await.expect("a committer");
         let waiting = |committer: &Committer| committer.transactions.as_ref().map_or(0, |own| own.window.len());
@@ -543,10 +546,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_done_while_an_unknown_end_is_looked_up_is_due_after_it() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let log = Log::open_embedded(EmbeddedSettings::new(folder.path()))
-            .await
-            .expect("a log");
+        let (_folder, log) = open_log().await;
         let settings = ConsumerBuilder::new("group", ["orders"]).guarantee(DeliveryGuarantee::ExactlyOnce);
         let apply = async |topics: &[TopicSpec]| {
             let plan = log.plan_topics(topics).await.expect("a plan");

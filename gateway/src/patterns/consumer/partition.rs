@@ -151,7 +151,7 @@ pub(super) struct Restored {
     /// How often it had failed here.
     pub(super) failed: u32,
     pub(super) since: Option<Instant>,
-    pub(super) due: Option<Instant>,
+    pub(super) due: Instant,
     pub(super) failure: Failure,
 }
 
@@ -311,30 +311,25 @@ impl Partition {
         if self.is_stopped() {
             return None;
         }
-        let before = match self.is_crowded() {
-            true => self.offsets.done_to(),
-            false => i64::MAX,
-        };
-        let (lane, records, failed) = match self.next_ready(before) {
+        let only_before = self.is_crowded().then(|| self.offsets.done_to());
+        let may_begin = |record: &Record| only_before.is_none_or(|end| record.offset < end);
+        let (lane, records, failed) = match self.next_ready(only_before) {
             Some(id) => {
                 let lane = self.lanes.get_mut(&id)?;
                 lane.state = LaneState::Running;
-                let waits = |record: &Record| self.restored.contains_key(&record.offset) || record.offset >= before;
+                let waits = |record: &Record| !may_begin(record) || self.restored.contains_key(&record.offset);
                 let most = self.run_records.min(lane.records.len());
-                let count = match self.restored.is_empty() && before == i64::MAX {
-                    true => most,
-                    false => lane.records.iter().take(most).position(waits).unwrap_or(most),
-                };
+                let count = lane.records.iter().take(most).position(waits).unwrap_or(most);
                 let records = match count == lane.records.len() {
                     true => std::mem::take(&mut lane.records).into(),
                     false => lane.records.drain(..count).collect(),
                 };
                 (id, records, lane.failed)
             }
-            None if self.loose.front().is_none_or(|record| record.offset >= before) => return None,
+            None if !self.loose.front().is_some_and(may_begin) => return None,
             None => {
                 // What one worker is slow with another cannot do: half of its share is left for later.
-                let share = self.loose.len() / (2 * workers);
+                let share = self.loose.partition_point(may_begin) / (2 * workers);
                 let count = share.clamp(1, LOOSE_RUN_RECORDS.min(self.run_records));
                 (LaneId::Loose, self.loose.drain(..count).collect(), 0)
             }
@@ -359,15 +354,15 @@ impl Partition {
         self.exact && self.order != ProcessingOrder::Partition && self.offsets.runs() > MOST_RUNS
     }
 
-    /// The next lane that may run, with its first record before an offset. One whose first record the owner before had blocked goes on
-    /// waiting instead.
-    fn next_ready(&mut self, before: i64) -> Option<LaneId> {
+    /// The next lane that may run, if told so one whose first record stands before an offset. One whose first record the owner before had
+    /// blocked goes on waiting instead.
+    fn next_ready(&mut self, only_before: Option<i64>) -> Option<LaneId> {
         loop {
-            let at = match before {
-                i64::MAX => 0,
-                _ => self.ready.iter().position(|id| {
+            let at = match only_before {
+                None => 0,
+                Some(end) => self.ready.iter().position(|id| {
                     let first = self.lanes.get(id).and_then(|lane| lane.records.front());
-                    first.is_some_and(|record| record.offset < before)
+                    first.is_some_and(|record| record.offset < end)
                 })?,
             };
             let id = self.ready.remove(at)?;
@@ -386,7 +381,7 @@ impl Partition {
             lane.failed_since = restored.since;
             lane.state = LaneState::Hopping;
             self.hopping += 1;
-            self.block(id, restored.due, restored.failure);
+            self.block(id, Some(restored.due), restored.failure);
         }
     }
 
@@ -967,7 +962,7 @@ mod tests {
         let restored = Restored {
             failed: 2,
             since: Some(now),
-            due: Some(now + DELAY),
+            due: now + DELAY,
             failure: Failure {
                 kind: FailureKind::Retriable,
                 message: String::new(),

@@ -659,7 +659,7 @@ impl Runner {
                 let restored = Restored {
                     failed: blocked.attempts.saturating_sub(before).max(1),
                     since: now.checked_sub(wait(now_ms.saturating_sub(blocked.since_ms))),
-                    due: Some(due),
+                    due,
                     failure: Failure {
                         kind: FailureKind::parse(&blocked.kind),
                         message: blocked.message,

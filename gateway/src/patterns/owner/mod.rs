@@ -12,7 +12,6 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::sleep;
@@ -486,9 +485,7 @@ impl Inbox {
 }
 
 fn size_bytes(batch: &Batch) -> usize {
-    let of = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
-    let records = batch.records.iter();
-    let sizes = records.map(|record| OVERHEAD_BYTES + of(&record.key) + of(&record.value));
+    let sizes = batch.records.iter().map(|record| OVERHEAD_BYTES + record.size_bytes());
     OVERHEAD_BYTES + sizes.sum::<usize>()
 }
 

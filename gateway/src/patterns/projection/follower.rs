@@ -11,7 +11,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -555,12 +554,7 @@ fn gather(member: &mut GroupMember, batch: Batch, waiting: &mut Option<log::Resu
 }
 
 fn size_bytes(batch: &Batch) -> usize {
-    let of = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
-    batch
-        .records
-        .iter()
-        .map(|record| of(&record.key) + of(&record.value))
-        .sum()
+    batch.records.iter().map(Record::size_bytes).sum()
 }
 
 fn all_partitions(topics: &BTreeMap<String, TopicDescription>) -> Vec<TopicPartition> {
