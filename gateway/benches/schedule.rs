@@ -1,4 +1,5 @@
-//! What schedules cost, on the embedded log: `cargo bench -p barnabas --bench schedule`.
+//! What schedules cost: `cargo bench -p barnabas --bench schedule`, on the embedded log, and with `KAFKA_BROKERS` on Kafka beside a bare
+//! rdkafka loop that writes in transactions what firing writes: the events, and that their schedules have ended.
 //!
 //! One owner, eight partitions. How many fire in a second when all are due at once; how late they are that are due one after the
 //! other; and what memory holds when very many are pending. `SCHEDULES_PENDING` is how many that are, a million if it is not set.
@@ -6,12 +7,15 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use barnabas::log::embedded::EmbeddedSettings;
+use barnabas::log::kafka::KafkaSettings;
 use barnabas::log::{Log, ProducerRecord, ProducerSettings, Reader, StartAt, TopicPartition, TopicSpec};
+use barnabas::patterns::Error;
 use barnabas::patterns::schedule::{self, Schedule, Scheduler, SchedulerSettings, When};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-const NAME: &str = "schedules";
-const EVENTS: &str = "events";
 const PARTITIONS: i32 = 8;
 
 /// Due at the same time.
@@ -27,43 +31,88 @@ const IN_FLIGHT: usize = 2000;
 #[tokio::main]
 async fn main() {
     let folder = tempfile::tempdir().expect("a folder");
-    let log = Log::open_embedded(EmbeddedSettings::new(folder.path()))
-        .await
-        .expect("a log");
-    let mut topics = schedule::topics(NAME, PARTITIONS, Duration::from_secs(3600)).to_vec();
-    topics.push(TopicSpec::new(EVENTS, PARTITIONS));
+    let settings = EmbeddedSettings::new(folder.path());
+    let log = Log::open_embedded(settings).await.expect("a log");
+    println!("embedded log");
+    measure(&Bench::new(&log)).await;
+    log.close().await;
+    if let Ok(brokers) = std::env::var("KAFKA_BROKERS")
+        && !brokers.is_empty()
+    {
+        let log = Log::connect_kafka(KafkaSettings::new(&brokers))
+            .await
+            .expect("a broker");
+        println!("Kafka");
+        let bench = Bench::new(&log);
+        let fired = measure(&bench).await;
+        for window in [500, 4000] {
+            let bare = tokio::task::block_in_place(|| bare_fires(&brokers, &bench, window));
+            println!(
+                "bare loop, {window:>4} in a transaction {bare:>7.0} fired/s, ratio {:.2}",
+                fired / bare
+            );
+        }
+        log.close().await;
+    }
+}
+
+/// A log, and topics on it that no other run has: of schedules, and of what they fire.
+struct Bench {
+    log: Log,
+    schedules: String,
+    events: String,
+}
+
+impl Bench {
+    fn new(log: &Log) -> Self {
+        let run: u32 = rand::random();
+        Self {
+            log: log.clone(),
+            schedules: format!("bench-{run:08x}-schedules"),
+            events: format!("bench-{run:08x}-events"),
+        }
+    }
+
+    fn start(&self, stopping: &CancellationToken) -> JoinHandle<Result<(), Error>> {
+        let settings = SchedulerSettings::new(&self.schedules);
+        tokio::spawn(schedule::run(self.log.clone(), settings, stopping.clone()))
+    }
+}
+
+/// Measures all of it, and returns how many fired in a second.
+async fn measure(bench: &Bench) -> f64 {
+    let Bench {
+        log,
+        schedules,
+        events: topic,
+    } = bench;
+    let mut topics = schedule::topics(schedules, PARTITIONS, Duration::from_secs(3600)).to_vec();
+    topics.push(TopicSpec::new(topic, PARTITIONS));
     let plan = log.plan_topics(&topics).await.expect("a plan");
     log.apply_topics(&plan).await.expect("topics");
     let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
-    let scheduler = Scheduler::new(log.clone(), NAME, producer);
+    let scheduler = Scheduler::new(log.clone(), schedules, producer);
     let stopping = CancellationToken::new();
-    let owner = tokio::spawn(schedule::run(
-        log.clone(),
-        SchedulerSettings::new(NAME),
-        stopping.clone(),
-    ));
-    let mut events = log.reader(EVENTS).await.expect("a reader");
+    let owner = bench.start(&stopping);
+    let mut events = log.reader(topic).await.expect("a reader");
     for partition in 0..PARTITIONS {
         events.assign(partition, StartAt::End).await.expect("assigned");
     }
 
     let due = SystemTime::now() + Duration::from_secs(15);
-    submit(&scheduler, AT_ONCE, |_| due).await;
-    written(&log, AT_ONCE as i64).await;
+    submit(&scheduler, topic, AT_ONCE, |_| due).await;
+    written(bench, AT_ONCE as i64).await;
     let left = due
         .duration_since(SystemTime::now())
         .expect("all are pending before they are due");
     tokio::time::sleep(left).await;
     let start = Instant::now();
     read(&mut events, AT_ONCE).await;
-    let fired = start.elapsed();
-    println!(
-        "{AT_ONCE} due at once    {:>10.0} fired/s",
-        AT_ONCE as f64 / fired.as_secs_f64()
-    );
+    let fired = AT_ONCE as f64 / start.elapsed().as_secs_f64();
+    println!("{AT_ONCE} due at once    {fired:>10.0} fired/s");
 
     let first = SystemTime::now() + Duration::from_secs(3);
-    submit(&scheduler, PACED, |number| {
+    submit(&scheduler, topic, PACED, |number| {
         first + PACE * u32::try_from(number).expect("few")
     })
     .await;
@@ -81,20 +130,20 @@ async fn main() {
         .ok()
         .and_then(|pending| pending.parse().ok());
     let pending: usize = pending.unwrap_or(1_000_000);
-    let (end, before) = (written_end(&log).await, resident_mib());
+    let (end, before) = (written_end(bench).await, resident_mib());
     let start = Instant::now();
-    submit(&scheduler, pending, |number| {
+    submit(&scheduler, topic, pending, |number| {
         SystemTime::now() + Duration::from_secs(86_400 + number as u64)
     })
     .await;
-    written(&log, end + pending as i64).await;
+    written(bench, end + pending as i64).await;
     println!(
         "{pending} pending         {:>10.0} taken/s, memory {before} MiB before, {} MiB with them",
         pending as f64 / start.elapsed().as_secs_f64(),
         resident_mib()
     );
     let start = Instant::now();
-    submit(&scheduler, 1, |_| UNIX_EPOCH).await;
+    submit(&scheduler, topic, 1, |_| UNIX_EPOCH).await;
     read(&mut events, 1).await;
     println!("one more, due now      fired after {:?}", start.elapsed());
     stopping.cancel();
@@ -102,12 +151,8 @@ async fn main() {
 
     let start = Instant::now();
     let stopping = CancellationToken::new();
-    let owner = tokio::spawn(schedule::run(
-        log.clone(),
-        SchedulerSettings::new(NAME),
-        stopping.clone(),
-    ));
-    submit(&scheduler, 1, |_| UNIX_EPOCH).await;
+    let owner = bench.start(&stopping);
+    submit(&scheduler, topic, 1, |_| UNIX_EPOCH).await;
     read(&mut events, 1).await;
     println!(
         "a new owner            fired after {:?}, memory {} MiB",
@@ -116,15 +161,49 @@ async fn main() {
     );
     stopping.cancel();
     owner.await.expect("no panic").expect("a clean end");
-    log.close().await;
+    fired
 }
 
-async fn submit(scheduler: &Scheduler, count: usize, at: impl Fn(usize) -> SystemTime) {
+/// Writes the records of as many firings with rdkafka alone, so many firings in a transaction, and returns how many in a second.
+fn bare_fires(brokers: &str, bench: &Bench, window: usize) -> f64 {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("socket.nagle.disable", "true")
+        .set("transactional.id", "bare-schedules")
+        .set("linger.ms", "0")
+        .set("partitioner", "murmur2_random")
+        .create()
+        .expect("a producer");
+    let within = Duration::from_secs(10);
+    producer.init_transactions(within).expect("initialised");
+    let start = Instant::now();
+    let ids: Vec<_> = (0..AT_ONCE).map(|number| format!("bare-{number}")).collect();
+    for ids in ids.chunks(window) {
+        producer.begin_transaction().expect("begun");
+        for id in ids {
+            let event = BaseRecord::<_, [u8]>::to(&bench.events)
+                .key(id)
+                .payload(&[b'x'; 100][..]);
+            let ended = BaseRecord::to(&bench.schedules).key(id);
+            for record in [event, ended] {
+                producer.send(record).map_err(|(error, _)| error).expect("sent");
+            }
+        }
+        // A commit by rdkafka waits 100 ms for what is in flight.
+        while producer.in_flight_count() > 0 {
+            producer.poll(Duration::from_millis(1));
+        }
+        producer.commit_transaction(within).expect("committed");
+    }
+    AT_ONCE as f64 / start.elapsed().as_secs_f64()
+}
+
+async fn submit(scheduler: &Scheduler, topic: &str, count: usize, at: impl Fn(usize) -> SystemTime) {
     for chunk in 0..count.div_ceil(IN_FLIGHT) {
         let numbers = chunk * IN_FLIGHT..count.min((chunk + 1) * IN_FLIGHT);
         let submitted = numbers.map(|number| {
             let id = format!("{count}-{number}");
-            let event = ProducerRecord::to(EVENTS).key(id.clone()).value(vec![b'x'; 100]);
+            let event = ProducerRecord::to(topic).key(id.clone()).value(vec![b'x'; 100]);
             let when = When::At(at(number));
             scheduler.submit(Schedule { id, when, event })
         });
@@ -150,18 +229,21 @@ async fn read(events: &mut Reader, count: usize) -> Vec<i64> {
 }
 
 /// How many records stand on the topic of schedules.
-async fn written_end(log: &Log) -> i64 {
+async fn written_end(bench: &Bench) -> i64 {
     let mut written = 0;
     for partition in 0..PARTITIONS {
-        let end = log.offset(&TopicPartition::new(NAME, partition), StartAt::End).await;
+        let end = bench
+            .log
+            .offset(&TopicPartition::new(bench.schedules.as_str(), partition), StartAt::End)
+            .await;
         written += end.expect("an end");
     }
     written
 }
 
 /// Waits until owners have written so many.
-async fn written(log: &Log, count: i64) {
-    while written_end(log).await < count {
+async fn written(bench: &Bench, count: i64) {
+    while written_end(bench).await < count {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
