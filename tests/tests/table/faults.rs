@@ -1,7 +1,10 @@
 //! Restarts, compaction, and brokers that go away: tables say what the log says.
 
+use std::time::Duration;
+
 use barnabas::log::Log;
 use barnabas::log::kafka::KafkaSettings;
+use barnabas::patterns::table::TableSettings;
 use barnabas_tests::kafka::KafkaNode;
 use barnabas_tests::on_both_logs;
 use barnabas_tests::site::Engine;
@@ -93,4 +96,34 @@ async fn kafka_restarts_while_a_table_is_loaded_and_written() {
         held(&table) == expected && held(&checked) == expected
     })
     .await;
+}
+
+/// What becomes of a write whose commit nobody answers has to be looked up, which takes the broker too.
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_stands_still_and_checked_writes_are_answered_all_the_same() {
+    let node = KafkaNode::start();
+    let bench = Bench::on(Some(node.brokers().to_owned()), 1).await;
+    let settings = TableSettings {
+        write_timeout: Duration::from_secs(2),
+        ..bench.settings().checked()
+    };
+    let table = bench.open_with(settings).await;
+    table.put(&"before".to_owned(), &1).await.expect("written");
+    node.pause();
+    let writes = (0..3u64).map(|number| {
+        let table = table.clone();
+        tokio::spawn(async move { table.put(&format!("key-{number}"), &number).await })
+    });
+    for write in writes.collect::<Vec<_>>() {
+        let answer = within("answered", write).await.expect("no panic");
+        assert!(answer.is_err(), "the broker stands still");
+    }
+    node.resume();
+    let after = within("written", async {
+        while table.put(&"after".to_owned(), &2).await.is_err() {}
+    });
+    after.await;
+    let expected = bench.expected();
+    assert_eq!((expected["before"], expected["after"]), (1, 2));
+    until("it is equal", || held(&table) == expected).await;
 }
