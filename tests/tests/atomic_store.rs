@@ -374,13 +374,10 @@ async fn requests_of_any_size_end_once_and_late_commands_count_nothing(ground: G
 
 async fn topics_of_different_partition_counts_are_refused(ground: Ground) {
     let store = format!("uneven-{}", rand::rng().random::<u32>());
-    let [commands, mut states, dead_letters] = atomic_store::topics(&store, 4, RETENTION);
-    states.partitions = 3;
-    let plan = ground
-        .log
-        .plan_topics(&[commands, states, dead_letters])
-        .await
-        .expect("a plan");
+    let mut specs = atomic_store::topics(&store, 4, RETENTION);
+    let states = specs.iter_mut().find(|spec| spec.name == store);
+    states.expect("the topic of states").partitions = 3;
+    let plan = ground.log.plan_topics(&specs).await.expect("a plan");
     ground.log.apply_topics(&plan).await.expect("topics");
     let run = AtomicStore::run(
         ground.log.clone(),

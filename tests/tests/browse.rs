@@ -1,13 +1,21 @@
-//! What operators see of tables, atomic stores and schedules over HTTP, on both logs.
+//! What operators see of tables, atomic stores, schedules and projections over HTTP, and of their dead letters, on both logs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use barnabas::log::{Log, ProducerRecord, ProducerSettings, TopicSpec};
+use barnabas::patterns::atomic_store::{Aggregate, AtomicStore, AtomicStoreSettings, Derived};
+use barnabas::patterns::dead_letter::dead_letter_topic;
+use barnabas::patterns::projection::Projection;
 use barnabas::patterns::schedule::{self, SchedulerSettings};
 use barnabas::patterns::{atomic_store, table};
 use barnabas::server::config::OpenTopic;
 use barnabas_tests::conformance::{unique, within};
-use barnabas_tests::http::post;
+use barnabas_tests::http;
 use barnabas_tests::kafka::brokers;
 use barnabas_tests::on_both_logs;
+use barnabas_tests::projection::ProjectionWork;
 use barnabas_tests::site::Engine;
 use barnabas_tests::world::World;
 use serde_json::{Value, json};
@@ -18,6 +26,8 @@ on_both_logs!(
     a_store_is_told_from_a_table_and_from_what_is_noted_of_it,
     what_cannot_be_browsed_is_refused,
     schedules_that_were_set_aside_are_listed_by_themselves,
+    a_command_that_made_its_store_panic_is_redriven_to_it,
+    what_a_projection_could_not_project_is_seen_and_discarded,
 );
 
 /// A gateway on the log, with topics of its own.
@@ -54,7 +64,7 @@ async fn until(world: &World, path: &str, is_so: impl Fn(&Value) -> bool) -> Val
             if answer.status == 200 && is_so(&answer.json()) {
                 return answer.json();
             }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await
@@ -150,7 +160,7 @@ async fn a_store_is_told_from_a_table_and_from_what_is_noted_of_it(engine: Engin
     let world = gateway(engine).await;
     let store = unique("orders");
     let group = unique("billing");
-    let mut topics = atomic_store::topics(&store, 2, std::time::Duration::from_secs(3600)).to_vec();
+    let mut topics = atomic_store::topics(&store, 2, Duration::from_secs(3600)).to_vec();
     topics.push(table::topic(format!("{group}.blocked"), 1));
     topics.push(TopicSpec::new(format!("{group}.control"), 1));
     make(&world.log, &topics).await;
@@ -207,7 +217,7 @@ async fn schedules_that_were_set_aside_are_listed_by_themselves(engine: Engine) 
     for (id, after_s) in [("later", 3600), ("now", 0)] {
         let event = json!({ "topic": events, "type": "renewal.due", "data": {} });
         let schedule = json!({ "id": id, "after_s": after_s, "event": event }).to_string();
-        let answer = post(world.address, "/v1/schedules", "application/json", schedule).await;
+        let answer = http::post(world.address, "/v1/schedules", "application/json", schedule).await;
         assert_eq!(answer.expect("an answer").status, 202);
     }
     world.log.delete_topic(&events).await.expect("deleted");
@@ -231,4 +241,135 @@ async fn schedules_that_were_set_aside_are_listed_by_themselves(engine: Engine) 
     );
     world.stopping.cancel();
     owner.await.expect("no panic").expect("a good end");
+}
+
+/// Sums what it is told, and cannot bear some numbers until it is mended.
+struct Sums {
+    is_mended: Arc<AtomicBool>,
+}
+
+impl Aggregate for Sums {
+    type State = i64;
+    type Command = i64;
+
+    fn apply(&self, _: &str, sum: &mut Option<i64>, number: i64) {
+        assert!(
+            number >= 0 || self.is_mended.load(Ordering::SeqCst),
+            "no number below zero"
+        );
+        *sum = Some(sum.unwrap_or(0) + number);
+    }
+
+    fn derive(&self, _: &str, _: &mut i64, _: i64) -> Derived {
+        Derived::default()
+    }
+}
+
+/// The line of a topic on the list of dead letters; null: it is not there.
+fn letters(listed: &Value, topic: &str) -> Value {
+    let topics = listed["topics"].as_array().expect("topics");
+    let found = topics.iter().find(|one| one["topic"] == topic);
+    found.cloned().unwrap_or_default()
+}
+
+/// Waits until so many dead letters of a topic wait, of so many in all, and returns its line.
+async fn waiting(world: &World, topic: &str, waiting: i64, records: i64) -> Value {
+    let listed = until(world, "/v1/admin/dead-letters", |listed| {
+        let line = letters(listed, topic);
+        (&line["waiting"], &line["records"]) == (&json!(waiting), &json!(records))
+    });
+    letters(&listed.await, topic)
+}
+
+/// Does it with all dead letters of a topic.
+async fn settle(world: &World, topic: &str, action: &str) -> http::Answer {
+    let path = format!("/v1/admin/dead-letters/{topic}/{action}");
+    let answer = http::post(world.address, &path, "application/json", r#"{"filter":""}"#).await;
+    answer.expect("an answer")
+}
+
+/// What was done about what belongs to `group`.
+async fn actions(world: &World, group: &str) -> Vec<Value> {
+    let told = world.get(&format!("/v1/admin/groups/{group}/actions")).await.json();
+    let told = told["actions"].as_array().expect("actions").clone();
+    // Those of other tests are on the same Kafka.
+    let all = world.get("/v1/admin/actions").await.json();
+    let all = all["actions"].as_array().expect("actions");
+    assert!(told.iter().all(|action| all.contains(action)), "{all:?}");
+    told
+}
+
+async fn a_command_that_made_its_store_panic_is_redriven_to_it(engine: Engine) {
+    let world = gateway(engine).await;
+    let store = unique("sums");
+    make(&world.log, &atomic_store::topics(&store, 2, Duration::from_secs(3600))).await;
+    let is_mended = Arc::new(AtomicBool::new(false));
+    let sums = Sums {
+        is_mended: is_mended.clone(),
+    };
+    let settings = AtomicStoreSettings::new(&store);
+    let owner = tokio::spawn(AtomicStore::run(
+        world.log.clone(),
+        settings,
+        sums,
+        world.stopping.clone(),
+    ));
+    let commands = atomic_store::commands_topic(&store);
+    append(&world.log, &commands, &[("a", Some(b"5")), ("a", Some(b"-2"))]).await;
+    let topic = atomic_store::dead_letters_topic(&store);
+    let line = waiting(&world, &topic, 1, 1).await;
+    assert_eq!(
+        (&line["group"], &line["source"], &line["redrives"]),
+        (&json!(store), &json!(commands), &json!(true))
+    );
+    let page = world.get(&format!("/v1/admin/dead-letters/{topic}")).await.json();
+    assert_eq!((keys(&page), &page["records"][0]["value"]), (vec!["a"], &json!("-2")));
+
+    is_mended.store(true, Ordering::SeqCst);
+    assert_eq!(settle(&world, &topic, "redrive").await.json()["records"], 1);
+    waiting(&world, &topic, 0, 1).await;
+    let states = format!("/v1/admin/tables/{store}");
+    until(&world, &states, |page| page["records"][0]["value"] == "3").await;
+    let actions = actions(&world, &store).await;
+    assert_eq!(
+        (
+            actions.len(),
+            &actions[0]["action"],
+            &actions[0]["topic"],
+            &actions[0]["records"]
+        ),
+        (1, &json!("redrive"), &json!(topic), &json!(1))
+    );
+    world.stopping.cancel();
+    owner.await.expect("no panic").expect("a good end");
+}
+
+async fn what_a_projection_could_not_project_is_seen_and_discarded(engine: Engine) {
+    let world = gateway(engine).await;
+    let (topic, group) = (unique("entries"), unique("view"));
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let work = ProjectionWork {
+        log: String::new(),
+        database: folder.path().join("view.sqlite").display().to_string(),
+        group: group.clone(),
+        topic: topic.clone(),
+        view: "entries".to_owned(),
+        version: 1,
+    };
+    make(&world.log, &[TopicSpec::new(&topic, 2)]).await;
+    make(&world.log, &work.settings().topics(&world.log).await.expect("topics")).await;
+    let projection = Projection::start(&world.log, work.open_database(), work.settings(), work.projector());
+    let projection = projection.await.expect("it starts");
+    append(&world.log, &topic, &[("a", Some(b"nonsense"))]).await;
+    let letters = dead_letter_topic(&topic, &group);
+    let line = waiting(&world, &letters, 1, 1).await;
+    assert_eq!((&line["group"], &line["redrives"]), (&json!(group), &json!(false)));
+
+    let refused = settle(&world, &letters, "redrive").await;
+    assert_eq!((refused.status.as_u16(), refused.code().as_str()), (409, "refused"));
+    assert_eq!(settle(&world, &letters, "discard").await.json()["records"], 1);
+    waiting(&world, &letters, 0, 1).await;
+    let actions = actions(&world, &group).await;
+    assert_eq!((actions.len(), &actions[0]["action"]), (1, &json!("discard")));
+    projection.shutdown().await.expect("a good end");
 }

@@ -233,12 +233,14 @@ test("what lags is the furthest behind first, and what is not known is not nothi
     group("new", false, [lag(0, null)]),
     group("orders", false, [lag(0, 90), lag(1, null)]),
     group("due", false, [lag(0, 1)]),
+    { ...group("apps.g2", false, [lag(0, 4)]), projection: "apps" },
+    group("other.g2", false, [lag(0, 3)]),
   ];
   const told = lagging(groups, [{ topic: "orders", kind: "store" }, { topic: "due", kind: "schedules" }]);
-  assert.deepEqual(told.map(({ group }) => group), ["orders", "billing", "due", "new"]);
-  assert.deepEqual(told.map(({ is }) => is), ["atomic store", "consumers", "schedules", "other program"]);
-  assert.deepEqual(told.map(lagText), ["at least 90", "7", "1", "not known"]);
-  assert.deepEqual(told.map(({ worst, nobody }) => [worst?.partition, nobody]), [[0, 0], [1, 1], [0, 0], [0, 0]]);
+  assert.deepEqual(told.map(({ group }) => group), ["orders", "billing", "apps.g2", "other.g2", "due", "new"]);
+  assert.deepEqual(told.map(({ is }) => is), ["atomic store", "consumers", "projection", "other program", "schedules", "other program"]);
+  assert.deepEqual(told.map(lagText), ["at least 90", "7", "4", "3", "1", "not known"]);
+  assert.deepEqual(told.map(({ worst, nobody }) => [worst?.partition, nobody]), [[0, 0], [1, 1], [0, 0], [0, 0], [0, 0], [0, 0]]);
 });
 
 test("a schedule that is late is told, and one that is just due is not", () => {

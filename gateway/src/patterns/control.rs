@@ -33,22 +33,24 @@ pub fn control_topic(group: &str) -> String {
     format!("{group}.control")
 }
 
-/// Both topics of a group, of one partition each.
-pub(super) fn topics(group: &str) -> [TopicSpec; 2] {
-    [
-        TopicSpec {
-            fixed_partitions: true,
-            cleanup: CleanupPolicy::Compact,
-            retention: None,
-            timestamps: Timestamps::LogAppend,
-            ..TopicSpec::new(blocked_topic(group), 1)
-        },
-        TopicSpec {
-            fixed_partitions: true,
-            retention: Some(KEEP_COMMANDS),
-            ..TopicSpec::new(control_topic(group), 1)
-        },
-    ]
+/// The topic of what stands still, of one partition.
+pub(super) fn blocked_spec(group: &str) -> TopicSpec {
+    TopicSpec {
+        fixed_partitions: true,
+        cleanup: CleanupPolicy::Compact,
+        retention: None,
+        timestamps: Timestamps::LogAppend,
+        ..TopicSpec::new(blocked_topic(group), 1)
+    }
+}
+
+/// The topic of commands and of who did what, of one partition.
+pub(super) fn control_spec(group: &str) -> TopicSpec {
+    TopicSpec {
+        fixed_partitions: true,
+        retention: Some(KEEP_COMMANDS),
+        ..TopicSpec::new(control_topic(group), 1)
+    }
 }
 
 /// What must stay in order and stands still, or is told not to: a key, or the whole partition, or a record by itself.

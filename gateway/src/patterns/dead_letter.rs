@@ -20,12 +20,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::control::{ControlRecord, LettersAction};
+use super::atomic_store::commands_topic;
+use super::control::{ControlRecord, LettersAction, control_spec};
 use super::retry::RetryPolicy;
 use super::scan::Scan;
 use super::{Error, now_ms};
 use crate::log::{
-    CleanupPolicy, Headers, Log, ProducerRecord, Record, Timestamps, TopicDescription, TopicSpec, TransactionalProducer,
+    self, CleanupPolicy, Headers, Log, ProducerRecord, Record, Timestamps, TopicDescription, TopicSpec,
+    TransactionalProducer,
 };
 
 /// Dead letters that are redriven or discarded in one transaction, and bytes of them behind which it has no more.
@@ -91,9 +93,18 @@ pub fn dead_letter_topic(topic: &str, group: &str) -> String {
     format!("{topic}.{group}.dlt")
 }
 
-/// The topic by which dead letters of `group` from `topic` come back to it.
+/// The topic of which these are `group`'s dead letters; `None`: they are not.
+pub fn source_of_letters<'a>(letters: &'a str, group: &str) -> Option<&'a str> {
+    letters.strip_suffix(".dlt")?.strip_suffix(group)?.strip_suffix('.')
+}
+
+/// The topic by which dead letters of `group` from `topic` come back to it: one of their own, or, of an atomic store, that of its
+/// commands, which nobody else reads. Without this topic none do: a projection is built anew instead, and meets them in their place.
 pub fn redrive_topic(topic: &str, group: &str) -> String {
-    format!("{topic}.{group}.redrive")
+    match topic == commands_topic(group) {
+        true => topic.to_owned(),
+        false => format!("{topic}.{group}.redrive"),
+    }
 }
 
 /// The topic that says what became of a group's dead letters.
@@ -101,15 +112,16 @@ pub fn marks_topic(group: &str) -> String {
     format!("{group}.dead-letters")
 }
 
-/// The topic of marks, for dead letters that are kept for `retention`.
-pub(super) fn marks(group: &str, retention: Duration) -> TopicSpec {
-    TopicSpec {
+/// The topics by which operators settle dead letters of a group that are kept for `retention`: who did what, and the marks.
+pub(super) fn settling(group: &str, retention: Duration) -> [TopicSpec; 2] {
+    let marks = TopicSpec {
         fixed_partitions: true,
         cleanup: CleanupPolicy::CompactDelete,
         // A mark is younger than its letter. It must not be forgotten first, and segments end when they like.
         retention: Some(retention * 2),
         ..TopicSpec::new(marks_topic(group), 1)
-    }
+    };
+    [control_spec(group), marks]
 }
 
 /// The topics that a group needs beside `topic`: for each retry delay one, that of dead letters, and that by which they come back.
@@ -291,7 +303,7 @@ pub async fn list(
 /// group again, and to nobody else, with its attempts counted anew; its order among others of its key is given up.
 ///
 /// # Errors
-/// [`Error::Log`]; with [`crate::log::Error::Fenced`] when another redrive of the group has begun meanwhile. What was done until then is
+/// [`Error::NoWayBack`] for a redrive of what its group does not take back; [`Error::Log`]; with [`crate::log::Error::Fenced`] when another redrive of the group has begun meanwhile. What was done until then is
 /// done, and is not done again.
 pub async fn settle(
     log: &Log,
@@ -302,13 +314,23 @@ pub async fn settle(
     by: &str,
 ) -> Result<usize, Error> {
     let letters = dead_letter_topic(topic, group);
+    let back_to = (action == LettersAction::Redrive).then(|| redrive_topic(topic, group));
+    if let Some(back_to) = &back_to {
+        match log.describe_topic(back_to).await {
+            Ok(_) => {}
+            Err(log::Error::UnknownTopic(_) | log::Error::InvalidTopic { .. }) => {
+                return Err(Error::NoWayBack(letters));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
     // First the producer: it ends whatever an earlier one had open, so that the marks are all there.
     let mut producer = log.transactional_producer(&format!("{group}-redrive")).await?;
     let marks = read_marks(log, group, &letters).await?;
     // What fails again at once comes back behind the end of the scan: it is left for the next time.
     let mut scan = Scan::new(log, &letters).await?;
     let settling = Settling {
-        topic,
+        back_to,
         group,
         letters: &letters,
         action,
@@ -341,7 +363,8 @@ pub async fn settle(
 
 /// What is done with dead letters, whoever they are.
 struct Settling<'a> {
-    topic: &'a str,
+    /// Where they are redriven to.
+    back_to: Option<String>,
     group: &'a str,
     letters: &'a str,
     action: LettersAction,
@@ -371,8 +394,8 @@ impl Settling<'_> {
                 .key(key)
                 .value(mark.clone());
             transaction.send(mark).await?;
-            if self.action == LettersAction::Redrive {
-                transaction.send(self.redriven(partition, record)).await?;
+            if let Some(topic) = &self.back_to {
+                transaction.send(redriven(topic, partition, record)).await?;
             }
         }
         transaction
@@ -380,23 +403,23 @@ impl Settling<'_> {
             .await?;
         Ok(transaction.commit().await?)
     }
+}
 
-    /// The record as it comes back: where it stood first is kept, what happened since is not.
-    fn redriven(&self, partition: i32, record: Record) -> ProducerRecord {
-        let mut headers = Headers::new();
-        for (name, value) in record.headers.iter() {
-            if !header::ALL.contains(&name) || header::ORIGIN.contains(&name) {
-                headers.push(name, value.clone());
-            }
+/// The record as it comes back: where it stood first is kept, what happened since is not.
+fn redriven(topic: &str, partition: i32, record: Record) -> ProducerRecord {
+    let mut headers = Headers::new();
+    for (name, value) in record.headers.iter() {
+        if !header::ALL.contains(&name) || header::ORIGIN.contains(&name) {
+            headers.push(name, value.clone());
         }
-        ProducerRecord {
-            topic: redrive_topic(self.topic, self.group).into(),
-            partition: Some(partition),
-            key: record.key,
-            value: record.value,
-            headers,
-            timestamp_ms: None,
-        }
+    }
+    ProducerRecord {
+        topic: topic.into(),
+        partition: Some(partition),
+        key: record.key,
+        value: record.value,
+        headers,
+        timestamp_ms: None,
     }
 }
 

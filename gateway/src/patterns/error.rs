@@ -96,6 +96,12 @@ pub enum Error {
         /// How long it was waited for.
         after_ms: u64,
     },
+    /// Dead letters that cannot be redriven: their group takes none back.
+    #[error(
+        "the dead letters on topic {0} do not come back to their group: they can be looked at and discarded. \
+         A projection meets them again when it is built anew"
+    )]
+    NoWayBack(String),
     /// What is to be replayed is not all there: retention, or somebody, has deleted its beginning.
     #[error("{} of {partition} is wanted, and only what stands from offset {first_kept} on is kept", place(.wanted))]
     Truncated {

@@ -54,10 +54,9 @@ export class ActionsSection {
     this.#rows = new Rows(find(section, ".list"), (/** @type {Action} */ { id }) => id, () => new ActionRow());
   }
 
-  /** @param {string[]} groups */
-  async refresh(groups) {
-    const lists = await Promise.all(groups.map((group) => this.#api.actions(group, SHOWN)));
-    for (const action of lists.flat().reverse()) this.#actions.hear(action);
+  async refresh() {
+    const actions = await this.#api.actions(SHOWN);
+    for (const action of actions.reverse()) this.#actions.hear(action);
     this.#show();
   }
 

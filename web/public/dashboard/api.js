@@ -40,14 +40,12 @@ export class Api {
   }
 
   /**
-   * Newest first.
-   * @param {string} group
+   * Of all groups, newest first.
    * @param {number} limit
    * @returns {Promise<import("./types.d.ts").Action[]>}
    */
-  async actions(group, limit) {
-    const { actions } = await this.#ask(`groups/${encodeURIComponent(group)}/actions?limit=${limit}`);
-    return actions.map((/** @type {object} */ action) => ({ ...action, group }));
+  async actions(limit) {
+    return (await this.#ask(`actions?limit=${limit}`)).actions;
   }
 
   /** @returns {Promise<import("./types.d.ts").LetterTopic[]>} */

@@ -54,9 +54,9 @@ let known = "";
 const groupsPoll = poll("groups", GROUPS_MS, async () => {
   await groups.refresh();
   behind.show(lagging(groups.all, tables.all), lateText(schedules.firstDueMs, clock.now()));
-  const operated = groups.operated.join("\n");
-  if (operated === known) return;
-  known = operated;
+  const names = groups.all.map(({ group }) => group).join("\n");
+  if (names === known) return;
+  known = names;
   for (const list of Object.values(lists)) list.soon(0);
 });
 
@@ -66,7 +66,7 @@ const lists = {
   deadLetters: poll("dead-letters", LISTS_MS, () => deadLetters.refresh()),
   tables: poll("tables", LISTS_MS, () => tables.refresh()),
   schedules: poll("schedules", LISTS_MS, () => schedules.refresh()),
-  actions: poll("actions", LISTS_MS, () => actions.refresh(groups.operated)),
+  actions: poll("actions", LISTS_MS, () => actions.refresh()),
 };
 
 /**

@@ -114,7 +114,7 @@ class Letters {
     this.#changed = changed;
     this.#form = /** @type {HTMLFormElement} */ (find(root, "form"));
     const settle = (/** @type {Settling} */ action, /** @type {Letter} */ letter) => this.#settle(action, [letter]);
-    const view = (/** @type {Letter} */ letter) => this.#topic && context.records.openLetter(this.#topic.topic, letter, settle);
+    const view = (/** @type {Letter} */ letter) => this.#topic && context.records.openLetter(this.#topic, letter, settle);
     const select = (/** @type {Letter} */ letter, /** @type {boolean} */ isSelected) => this.#select([letter], isSelected);
     this.#rows = new Rows(find(root, ".records"), idOf, () => new LetterRow(this.#selected, view, select));
     this.#listen();
@@ -146,6 +146,8 @@ class Letters {
     this.#wanted = { filter: "", state: "waiting" };
     this.#page = { records: [], matching: 0, next: null };
     setText(find(this.#root, "h3"), topic.topic);
+    for (const button of [".redrive-selected", ".redrive-all"]) find(this.#root, button).hidden = !topic.redrives;
+    find(this.#root, ".final").hidden = topic.redrives;
     this.#root.hidden = false;
     find(this.#root, "h3").focus();
     this.#turn(() => (this.#pages = new Pages()));

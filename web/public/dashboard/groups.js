@@ -95,11 +95,6 @@ export class GroupsSection {
     this.#others.addEventListener("change", () => this.#show());
   }
 
-  /** The groups that take commands. */
-  get operated() {
-    return this.#groups.filter(({ operated }) => operated).map(({ group }) => group);
-  }
-
   get all() {
     return this.#groups;
   }

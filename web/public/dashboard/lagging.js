@@ -19,11 +19,12 @@ const LATE_MS = 5000;
 export function lagging(groups, tables) {
   const kinds = new Map(tables.map(({ topic, kind }) => [topic, kind]));
   const behind = groups.filter(({ lag, lag_unknown }) => lag > 0 || lag_unknown > 0);
-  const told = behind.map(({ group, operated, lag, lag_unknown, partitions }) => {
+  const told = behind.map(({ group, projection, operated, lag, lag_unknown, partitions }) => {
     const late = partitions.filter((partition) => partition.lag === null || partition.lag > 0);
     const [worst] = [...late].sort((a, b) => (b.lag ?? -1) - (a.lag ?? -1));
     const kind = kinds.get(group);
-    const is = kind === "store" ? "atomic store" : kind === "schedules" ? "schedules" : operated ? "consumers" : "other program";
+    const other = projection === undefined ? "other program" : "projection";
+    const is = kind === "store" ? "atomic store" : kind === "schedules" ? "schedules" : operated ? "consumers" : other;
     return { group, is, lag, unknown: lag_unknown, worst, nobody: late.filter(({ member }) => member === null).length };
   });
   return told.sort((a, b) => b.lag - a.lag || b.unknown - a.unknown || (a.group < b.group ? -1 : 1));

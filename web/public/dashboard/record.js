@@ -136,12 +136,13 @@ export class RecordDialog {
   }
 
   /**
-   * @param {string} topic
+   * @param {import("./types.d.ts").LetterTopic} on
    * @param {Letter} letter
    * @param {Settle} settle
    */
-  openLetter(topic, letter, settle) {
+  openLetter({ topic, redrives }, letter, settle) {
     const isWaiting = letter.state === "waiting";
+    find(this.#dialog, ".redrive").hidden = !redrives;
     this.#open(topic, letter, stateText(letter), isWaiting ? (action) => settle(action, letter) : undefined);
   }
 

@@ -13,6 +13,8 @@ export interface PartitionLag {
 
 export interface Group {
   group: string;
+  /** The projection of which it is a generation. */
+  projection?: string;
   members: { member: string; client: string; host: string }[];
   /** Whether commands can be given to it. */
   operated: boolean;
@@ -82,6 +84,8 @@ export interface LetterTopic {
   source: string;
   records: number;
   waiting: number;
+  /** Whether the group takes them back. */
+  redrives: boolean;
   /** The numbers are upper bounds. */
   estimated?: boolean;
 }

@@ -34,7 +34,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use self::states::{Bounds, States};
-use super::dead_letter::{HEADER_ROOM, KEEP_DEAD_LETTERS, dead_letter_topic};
+use super::dead_letter::{self, HEADER_ROOM, KEEP_DEAD_LETTERS, dead_letter_topic};
 use super::owner::{self, OwnerSettings};
 use super::scan::Scan;
 use super::{Error, millis, now_ms};
@@ -160,9 +160,10 @@ impl<A: Aggregate> owner::Store for AtomicStore<A> {
     }
 }
 
-/// The topics of a store: commands, kept for `retention`; states, the last of each key kept for `retention`; and dead letters, kept
-/// for four weeks. The partition count is fixed: another one would part keys from their states.
-pub fn topics(store: &str, partitions: i32, retention: Duration) -> [TopicSpec; 3] {
+/// The topics of a store: commands, kept for `retention`; states, the last of each key kept for `retention`; dead letters, kept
+/// for four weeks; and the two by which operators settle those. The partition count is fixed: another one would part keys from their
+/// states.
+pub fn topics(store: &str, partitions: i32, retention: Duration) -> [TopicSpec; 5] {
     let topic = |name, cleanup| TopicSpec {
         fixed_partitions: true,
         cleanup,
@@ -176,7 +177,8 @@ pub fn topics(store: &str, partitions: i32, retention: Duration) -> [TopicSpec; 
         max_message_bytes: commands.max_message_bytes + HEADER_ROOM,
         ..topic(dead_letters_topic(store), CleanupPolicy::Delete)
     };
-    [commands, states, dead_letters]
+    let [control, marks] = dead_letter::settling(store, KEEP_DEAD_LETTERS);
+    [commands, states, dead_letters, control, marks]
 }
 
 /// The topic on which commands for a store are submitted.

@@ -244,8 +244,8 @@ impl ConsumerBuilder {
     /// # Errors
     /// [`Error::Log`] for a consumed topic that does not exist; [`Error::Setting`] for a pattern that is none.
     pub async fn topics(&self, log: &Log) -> Result<Vec<TopicSpec>, Error> {
-        let mut specs = control::topics(&self.group).to_vec();
-        specs.push(dead_letter::marks(&self.group, KEEP_DEAD_LETTERS));
+        let mut specs = vec![control::blocked_spec(&self.group)];
+        specs.extend(dead_letter::settling(&self.group, KEEP_DEAD_LETTERS));
         for topic in self.subscription.names(log).await? {
             let topic = log.describe_topic(&topic).await?;
             specs.extend(dead_letter::topics(&topic, &self.group, &self.retry, KEEP_DEAD_LETTERS));

@@ -42,7 +42,7 @@ impl Routes {
     /// topic, or that of what stands still, that does not stamp records itself.
     pub(super) async fn new(log: &Log, group: &str, topics: &[String], retry: &RetryPolicy) -> Result<Self, Error> {
         let mut missing = Vec::new();
-        for spec in control::topics(group) {
+        for spec in [control::blocked_spec(group), control::control_spec(group)] {
             let found = described(log, &spec.name, &mut missing).await?;
             if let (Some(found), Timestamps::LogAppend) = (found, spec.timestamps) {
                 check_timestamps(&found)?;

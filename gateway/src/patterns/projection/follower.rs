@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::database::DatabaseError;
 use super::generations::{Generation, Move, Positions, State};
 use super::view::RowChange;
-use super::{Projector, Shared, insist};
+use super::{Projector, Shared, generation_group, insist};
 use crate::log::{
     self, Batch, CleanupPolicy, CommittedOffset, GroupEvent, GroupMember, GroupSettings, NextOffset, ProducerRecord,
     Record, StartAt, TopicDescription, TopicPartition,
@@ -104,7 +104,7 @@ impl<P: Projector> Follower<P> {
         self.ends = partitions.into_iter().zip(ends).collect();
         let settings = GroupSettings {
             session_timeout: shared.settings.session_timeout,
-            ..GroupSettings::new(format!("{group}.g{number}"), &shared.settings.topics)
+            ..GroupSettings::new(generation_group(group, number), &shared.settings.topics)
         };
         let Some(mut member) = insist!(shared, shared.log.join_group(settings.clone())) else {
             return Ok(Ended::Stopped);

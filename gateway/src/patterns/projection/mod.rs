@@ -33,10 +33,10 @@ pub use self::view::{Change, ColumnType, ViewSpec};
 
 use self::follower::{Ended, Follower};
 use self::generations::{Generation, Generations};
+use super::Error;
 use super::consumer::Cause;
 use super::dead_letter::{self, KEEP_DEAD_LETTERS, dead_letter_topic};
 use super::retry::BackOff;
-use super::{Error, control};
 use crate::log::{self, Log, Producer, ProducerSettings, Record, TopicDescription, TopicSpec};
 
 /// First and longest wait before what failed is tried again.
@@ -104,8 +104,7 @@ impl ProjectionSettings {
     /// # Errors
     /// [`Error::Log`] for a topic that does not exist.
     pub async fn topics(&self, log: &Log) -> Result<Vec<TopicSpec>, Error> {
-        let mut specs = control::topics(&self.group).to_vec();
-        specs.push(dead_letter::marks(&self.group, KEEP_DEAD_LETTERS));
+        let mut specs = dead_letter::settling(&self.group, KEEP_DEAD_LETTERS).to_vec();
         for topic in &self.topics {
             let topic = log.describe_topic(topic).await?;
             specs.push(dead_letter::letters(&topic, &self.group, KEEP_DEAD_LETTERS));
@@ -337,6 +336,17 @@ async fn drop_before<P: Projector>(shared: Arc<Shared<P>>, generation: i64) {
         let view = shared.settings.view.name();
         tracing::warn!(view, %error, "an old generation of {view} could not be dropped: {error}");
     }
+}
+
+/// The consumer group of a projection's generation.
+fn generation_group(projection: &str, generation: i64) -> String {
+    format!("{projection}.g{generation}")
+}
+
+/// The projection of which a consumer group of this name would be a generation; `None`: of none.
+pub fn projection_of_group(group: &str) -> Option<&str> {
+    let (projection, generation) = group.rsplit_once(".g")?;
+    generation.parse::<i64>().is_ok().then_some(projection)
 }
 
 /// The topics, which have to exist with those of their dead letters.

@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 use super::{Groups, READ_AT_ONCE, operator, told_record};
 use crate::log::{Log, StartAt};
 use crate::patterns::control::LettersAction;
-use crate::patterns::dead_letter::{self, Before, DeadLetter, Selection, dead_letter_topic, marks_topic};
+use crate::patterns::dead_letter::{
+    self, Before, DeadLetter, Selection, dead_letter_topic, marks_topic, redrive_topic,
+};
 use crate::server::{App, Error};
 
 /// Letters of one page at most.
@@ -97,6 +99,7 @@ async fn topics(State(app): State<App>) -> Result<Json<Value>, Error> {
                 let found = app.admin.letters.get(letters.clone(), offsets, count).await?;
                 let mut told = json!({
                     "topic": letters, "group": group, "source": source, "records": found.all, "waiting": found.waiting,
+                    "redrives": all.topics.contains_key(&redrive_topic(&source, &group)),
                 });
                 if found.is_estimate {
                     told["estimated"] = json!(true);

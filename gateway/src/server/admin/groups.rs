@@ -1,6 +1,7 @@
 //! Groups with their lag, what stands still in them, commands, and who did what.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use axum::extract::{Path, Query, State};
@@ -15,14 +16,18 @@ use uuid::Uuid;
 use super::{Groups, READ_AT_ONCE, operator};
 use crate::log::{self, GroupDescription, Log, MemberDescription, PartitionLag, StartAt, TopicPartition};
 use crate::patterns::control::{self, Action, Command, ControlRecord, Outcome, Place, blocked_topic, control_topic};
+use crate::patterns::projection::projection_of_group;
 use crate::patterns::scan::Scan;
 use crate::server::{App, Error};
 
 /// How long the owner of a partition may take to answer a command.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Actions told at most.
+/// Actions of a group told at most.
 const MAX_ACTIONS: usize = 1000;
+
+/// Actions of all groups told at most.
+const MAX_ALL_ACTIONS: usize = 100;
 
 pub(super) fn routes() -> Router<App> {
     Router::new()
@@ -30,11 +35,15 @@ pub(super) fn routes() -> Router<App> {
         .route("/v1/admin/blocked", get(blocked))
         .route("/v1/admin/groups/{group}/commands", post(command))
         .route("/v1/admin/groups/{group}/actions", get(actions))
+        .route("/v1/admin/actions", get(all_actions))
 }
 
 #[derive(Serialize)]
 struct Group<'a> {
     group: &'a str,
+    /// The projection of which it is a generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    projection: Option<&'a str>,
     members: Vec<Member<'a>>,
     /// Whether commands can be given to it.
     operated: bool,
@@ -100,6 +109,7 @@ impl<'a> Group<'a> {
         let partitions: Vec<_> = group.partitions.iter().chain(also).map(lag).collect();
         Self {
             group: &group.group,
+            projection: None,
             members: group.members.iter().map(Member::new).collect(),
             operated,
             lag: partitions.iter().filter_map(|partition| partition.lag).sum(),
@@ -111,17 +121,23 @@ impl<'a> Group<'a> {
 
 async fn groups(State(app): State<App>) -> Result<Json<Value>, Error> {
     let Groups { operated, others, .. } = Groups::read(&app.log).await?;
-    let operated = operated
-        .iter()
-        .map(|group| Group::new(&group.own, true, group.retries.as_ref()));
-    let others = others.iter().map(|group| Group::new(group, false, None));
-    let groups: Vec<_> = operated.chain(others).collect();
+    let own = operated.iter().filter_map(|operated| {
+        let own = operated.own.as_ref()?;
+        Some(Group::new(own, operated.takes_commands, operated.retries.as_ref()))
+    });
+    let names: HashSet<_> = operated.iter().map(|operated| operated.group.as_str()).collect();
+    let others = others.iter().map(|group| Group {
+        projection: projection_of_group(&group.group).filter(|name| names.contains(name)),
+        ..Group::new(group, false, None)
+    });
+    let groups: Vec<_> = own.chain(others).collect();
     Ok(Json(json!({ "groups": groups })))
 }
 
 async fn blocked(State(app): State<App>) -> Result<Json<Value>, Error> {
     let all = Groups::read(&app.log).await?;
-    let groups: Vec<_> = all.operated.into_iter().map(|group| group.group).collect();
+    let takes_commands = all.operated.into_iter().filter(|operated| operated.takes_commands);
+    let groups: Vec<_> = takes_commands.map(|operated| operated.group).collect();
     app.admin.blocked.retain(|group| groups.contains(group));
     let topics: Vec<_> = groups
         .iter()
@@ -205,9 +221,45 @@ async fn actions(
 ) -> Result<Json<Value>, Error> {
     check_group(&app.log, &group).await?;
     let most = most.limit.unwrap_or(100).min(MAX_ACTIONS);
+    let actions = read_actions(&app.log, &group, most).await?;
+    Ok(Json(json!({ "actions": actions })))
+}
+
+/// Those of all groups.
+async fn all_actions(State(app): State<App>, Query(most): Query<Most>) -> Result<Json<Value>, Error> {
+    let operated = Groups::read(&app.log).await?.operated;
+    let groups: Vec<_> = operated.into_iter().map(|operated| operated.group).collect();
+    let known = &app.admin.actions;
+    known.retain(|group| groups.contains(group));
+    let topics: Vec<_> = groups
+        .iter()
+        .map(|group| TopicPartition::new(control_topic(group), 0))
+        .collect();
+    let ends = app.log.offsets(&topics, StartAt::End).await?;
+    let written = groups.into_iter().zip(ends).filter(|(_, end)| *end > 0);
+    let mut read = stream::iter(written)
+        .map(|(group, end)| {
+            let log = &app.log;
+            async move {
+                let actions = read_actions(log, &group, MAX_ALL_ACTIONS);
+                known.get(group.clone(), vec![end], actions).await
+            }
+        })
+        .buffered(READ_AT_ONCE);
+    let mut actions: Vec<Value> = Vec::new();
+    while let Some(some) = read.try_next().await? {
+        actions.extend(some);
+    }
+    actions.sort_by_key(|action| Reverse(action["at_ms"].as_i64()));
+    actions.truncate(most.limit.unwrap_or(MAX_ALL_ACTIONS).min(MAX_ALL_ACTIONS));
+    Ok(Json(json!({ "actions": actions })))
+}
+
+/// So many of a group's actions at most, newest first.
+async fn read_actions(log: &Log, group: &str, most: usize) -> Result<Vec<Value>, Error> {
     let mut actions: Vec<Value> = Vec::new();
     let mut open: HashMap<Uuid, usize> = HashMap::new();
-    let mut scan = Scan::new(&app.log, &control_topic(&group)).await?;
+    let mut scan = Scan::new(log, &control_topic(group)).await?;
     while let Some(batch) = scan.next().await? {
         for record in &batch.records {
             match ControlRecord::read(record) {
@@ -218,15 +270,17 @@ async fn actions(
                     }
                 }
                 Some((id, action)) => {
-                    open.insert(id, actions.len());
-                    actions.extend(told(id, record.timestamp_ms, &action));
+                    if let Some(mut action) = told(id, record.timestamp_ms, &action) {
+                        action["group"] = json!(group);
+                        open.insert(id, actions.len());
+                        actions.push(action);
+                    }
                 }
                 None => {}
             }
         }
     }
-    let newest: Vec<_> = actions.into_iter().rev().take(most).collect();
-    Ok(Json(json!({ "actions": newest })))
+    Ok(actions.into_iter().rev().take(most).collect())
 }
 
 /// An action as it is told; `None`: it is an outcome.

@@ -23,7 +23,8 @@ use self::dead_letters::Letters;
 use self::remembered::Remembered;
 use super::{App, Error};
 use crate::log::{self, GroupDescription, Log, Record, TopicPartition};
-use crate::patterns::control::{Blocked, Key, control_topic};
+use crate::patterns::control::{Blocked, Key, blocked_topic};
+use crate::patterns::dead_letter::{marks_topic, source_of_letters};
 use crate::patterns::{self, consumer};
 pub(super) use live::run as run_live;
 
@@ -43,15 +44,18 @@ pub(super) fn routes() -> Router<App> {
         .merge(tables::routes())
 }
 
-/// A group whose consumers are operated over its control topic.
+/// What has a control topic: the consumers of a group, an atomic store, or a projection.
 #[derive(Clone, Debug)]
 struct Operated {
     group: String,
     /// What it consumes, beside what its failures go to.
     sources: BTreeSet<String>,
-    own: GroupDescription,
+    /// The consumer group of its name; `None`: it has never run, or not for long, or it is a projection, whose generations are groups.
+    own: Option<GroupDescription>,
     /// The group of its retry topics.
     retries: Option<GroupDescription>,
+    /// Whether its consumers take commands.
+    takes_commands: bool,
 }
 
 /// The groups and topics of a log.
@@ -65,31 +69,35 @@ struct Groups {
 
 impl Groups {
     async fn read(log: &Log) -> log::Result<Self> {
-        let mut groups = log.groups().await?;
+        let by_name = |group: GroupDescription| (group.group.clone(), group);
+        let mut others: BTreeMap<_, _> = log.groups().await?.into_iter().map(by_name).collect();
         let topics = log.topics().await?;
-        let (mut operated, mut others, mut retries) = (Vec::new(), Vec::new(), Vec::new());
-        groups.sort_by(|a, b| a.group.cmp(&b.group));
-        for own in groups {
-            if own.group.strip_suffix(".retry").is_some() {
-                retries.push(own);
-            } else if topics.contains_key(&control_topic(&own.group)) {
-                operated.push(Operated::new(own));
-            } else {
-                others.push(own);
-            }
-        }
-        for retry in retries {
-            match operated
-                .iter_mut()
-                .find(|group| consumer::retry_group(&group.group) == retry.group)
-            {
-                Some(group) => group.retries = Some(retry),
-                None => others.push(retry),
-            }
-        }
+        let is_there = |topic: String| topics.contains_key(&topic);
+        let controlled = topics.keys().filter_map(|topic| topic.strip_suffix(".control"));
+        let operated = controlled
+            .filter(|group| is_there(marks_topic(group)))
+            .map(|group| {
+                let own = others.remove(group);
+                let consumed = own.iter().flat_map(|own| &own.partitions);
+                let consumed = consumed.map(|lag| lag.partition.topic.to_string());
+                let letters = topics.keys().filter_map(|topic| source_of_letters(topic, group));
+                let sources = consumed.chain(
+                    letters
+                        .filter(|source| is_there((*source).to_owned()))
+                        .map(str::to_owned),
+                );
+                Operated {
+                    group: group.to_owned(),
+                    sources: sources.collect(),
+                    own,
+                    retries: others.remove(&consumer::retry_group(group)),
+                    takes_commands: is_there(blocked_topic(group)),
+                }
+            })
+            .collect();
         Ok(Self {
             operated,
-            others,
+            others: others.into_values().collect(),
             topics,
         })
     }
@@ -103,22 +111,12 @@ impl Groups {
     }
 }
 
-impl Operated {
-    fn new(own: GroupDescription) -> Self {
-        let topics = own.partitions.iter().map(|lag| lag.partition.topic.to_string());
-        Self {
-            group: own.group.clone(),
-            sources: topics.collect(),
-            own,
-            retries: None,
-        }
-    }
-}
-
 /// What operators have asked for, for when they ask again.
 #[derive(Debug)]
 pub struct Admin {
     blocked: Remembered<String, BTreeMap<String, Blocked>>,
+    /// The newest of each group.
+    actions: Remembered<String, Vec<Value>>,
     letters: Remembered<String, Letters>,
     /// When the record was written that waits first on a partition of a retry topic.
     first_waiting_ms: Remembered<TopicPartition, Option<i64>>,
@@ -130,6 +128,7 @@ impl Default for Admin {
     fn default() -> Self {
         Self {
             blocked: Remembered::default(),
+            actions: Remembered::default(),
             letters: Remembered::default(),
             first_waiting_ms: Remembered::default(),
             pages: Semaphore::new(PAGES_AT_ONCE),
@@ -190,6 +189,9 @@ impl From<patterns::Error> for Error {
             patterns::Error::Log(error) => error.into(),
             error @ patterns::Error::NoAnswer { .. } => {
                 Self::refused(http::StatusCode::GATEWAY_TIMEOUT, "no-answer", error.to_string())
+            }
+            error @ patterns::Error::NoWayBack(_) => {
+                Self::refused(http::StatusCode::CONFLICT, "refused", error.to_string())
             }
             error => Self::internal(error),
         }
