@@ -98,12 +98,18 @@ pub fn source_of_letters<'a>(letters: &'a str, group: &str) -> Option<&'a str> {
     letters.strip_suffix(".dlt")?.strip_suffix(group)?.strip_suffix('.')
 }
 
-/// The topic by which dead letters of `group` from `topic` come back to it: one of their own, or, of an atomic store, that of its
-/// commands, which nobody else reads. Without this topic none do: a projection is built anew instead, and meets them in their place.
+/// The topic by which dead letters of `group` from `topic` come back to its consumers.
 pub fn redrive_topic(topic: &str, group: &str) -> String {
-    match topic == commands_topic(group) {
-        true => topic.to_owned(),
-        false => format!("{topic}.{group}.redrive"),
+    format!("{topic}.{group}.redrive")
+}
+
+/// Where dead letters of `group` from `topic` come back to it: to consumers on [`redrive_topic`], if that `is_there`, and to an atomic
+/// store with its commands, which nobody else reads. `None`: they do not. A projection is built anew instead, and meets them in their
+/// place.
+pub fn way_back(topic: &str, group: &str, is_there: bool) -> Option<String> {
+    match is_there {
+        true => Some(redrive_topic(topic, group)),
+        false => (topic == commands_topic(group)).then(|| topic.to_owned()),
     }
 }
 
@@ -303,8 +309,8 @@ pub async fn list(
 /// group again, and to nobody else, with its attempts counted anew; its order among others of its key is given up.
 ///
 /// # Errors
-/// [`Error::NoWayBack`] for a redrive of what its group does not take back; [`Error::Log`]; with [`crate::log::Error::Fenced`] when another redrive of the group has begun meanwhile. What was done until then is
-/// done, and is not done again.
+/// [`Error::NoWayBack`] for a redrive of what its group does not take back; [`Error::Log`]; with [`log::Error::Fenced`] when another
+/// redrive of the group has begun meanwhile. What was done until then is done, and is not done again.
 pub async fn settle(
     log: &Log,
     topic: &str,
@@ -314,16 +320,18 @@ pub async fn settle(
     by: &str,
 ) -> Result<usize, Error> {
     let letters = dead_letter_topic(topic, group);
-    let back_to = (action == LettersAction::Redrive).then(|| redrive_topic(topic, group));
-    if let Some(back_to) = &back_to {
-        match log.describe_topic(back_to).await {
-            Ok(_) => {}
-            Err(log::Error::UnknownTopic(_) | log::Error::InvalidTopic { .. }) => {
-                return Err(Error::NoWayBack(letters));
-            }
-            Err(error) => return Err(error.into()),
+    let back_to = match action {
+        LettersAction::Discard => None,
+        LettersAction::Redrive => {
+            let is_there = match log.describe_topic(&redrive_topic(topic, group)).await {
+                Ok(_) => true,
+                Err(log::Error::UnknownTopic(_) | log::Error::InvalidTopic { .. }) => false,
+                Err(error) => return Err(error.into()),
+            };
+            let back_to = way_back(topic, group, is_there);
+            Some(back_to.ok_or_else(|| Error::NoWayBack(letters.clone()))?)
         }
-    }
+    };
     // First the producer: it ends whatever an earlier one had open, so that the marks are all there.
     let mut producer = log.transactional_producer(&format!("{group}-redrive")).await?;
     let marks = read_marks(log, group, &letters).await?;
@@ -363,7 +371,7 @@ pub async fn settle(
 
 /// What is done with dead letters, whoever they are.
 struct Settling<'a> {
-    /// Where they are redriven to.
+    /// Where they are redriven to; `None`: they are discarded.
     back_to: Option<String>,
     group: &'a str,
     letters: &'a str,
@@ -450,4 +458,21 @@ fn marked_place(key: &[u8], letters: &str) -> Option<Place> {
         .strip_prefix('/')?;
     let (partition, offset) = rest.split_once('/')?;
     Some((partition.parse().ok()?, offset.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dead_letters_of_consumers_come_back_on_a_topic_of_their_own_though_they_consume_commands() {
+        let back = |topic, is_there| way_back(topic, "billing", is_there);
+        assert_eq!(back("orders", true).as_deref(), Some("orders.billing.redrive"));
+        assert_eq!(
+            back("billing.commands", true).as_deref(),
+            Some("billing.commands.billing.redrive")
+        );
+        assert_eq!(back("billing.commands", false).as_deref(), Some("billing.commands"));
+        assert_eq!(back("orders", false), None);
+    }
 }
