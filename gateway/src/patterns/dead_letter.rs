@@ -103,11 +103,10 @@ pub fn redrive_topic(topic: &str, group: &str) -> String {
     format!("{topic}.{group}.redrive")
 }
 
-/// Where dead letters of `group` from `topic` come back to it: to consumers on [`redrive_topic`], if that `is_there`, and to an atomic
-/// store with its commands, which nobody else reads. `None`: they do not. A projection is built anew instead, and meets them in their
-/// place.
-pub fn way_back(topic: &str, group: &str, is_there: bool) -> Option<String> {
-    match is_there {
+/// Where dead letters of `group` from `topic` come back to it: to consumers on [`redrive_topic`], and to an atomic store, which has none,
+/// with its commands. `None`: they do not. A projection is built anew instead, and meets them in their place.
+pub fn way_back(topic: &str, group: &str, has_redrive_topic: bool) -> Option<String> {
+    match has_redrive_topic {
         true => Some(redrive_topic(topic, group)),
         false => (topic == commands_topic(group)).then(|| topic.to_owned()),
     }
@@ -323,12 +322,12 @@ pub async fn settle(
     let back_to = match action {
         LettersAction::Discard => None,
         LettersAction::Redrive => {
-            let is_there = match log.describe_topic(&redrive_topic(topic, group)).await {
+            let has_redrive_topic = match log.describe_topic(&redrive_topic(topic, group)).await {
                 Ok(_) => true,
                 Err(log::Error::UnknownTopic(_) | log::Error::InvalidTopic { .. }) => false,
                 Err(error) => return Err(error.into()),
             };
-            let back_to = way_back(topic, group, is_there);
+            let back_to = way_back(topic, group, has_redrive_topic);
             Some(back_to.ok_or_else(|| Error::NoWayBack(letters.clone()))?)
         }
     };
@@ -466,7 +465,7 @@ mod tests {
 
     #[test]
     fn dead_letters_of_consumers_come_back_on_a_topic_of_their_own_though_they_consume_commands() {
-        let back = |topic, is_there| way_back(topic, "billing", is_there);
+        let back = |topic, has_redrive_topic| way_back(topic, "billing", has_redrive_topic);
         assert_eq!(back("orders", true).as_deref(), Some("orders.billing.redrive"));
         assert_eq!(
             back("billing.commands", true).as_deref(),

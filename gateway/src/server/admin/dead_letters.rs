@@ -95,12 +95,12 @@ async fn topics(State(app): State<App>) -> Result<Json<Value>, Error> {
                     .chain(marks)
                     .collect();
                 let most = own.iter().map(|(start, end)| end - start).sum();
-                let is_there = all.topics.contains_key(&redrive_topic(&source, &group));
+                let has_redrive_topic = all.topics.contains_key(&redrive_topic(&source, &group));
                 let count = Letters::count(&app.log, &source, &group, most);
                 let found = app.admin.letters.get(letters.clone(), offsets, count).await?;
                 let mut told = json!({
                     "topic": letters, "group": group, "source": source, "records": found.all, "waiting": found.waiting,
-                    "redrives": dead_letter::way_back(&source, &group, is_there).is_some(),
+                    "redrives": dead_letter::way_back(&source, &group, has_redrive_topic).is_some(),
                 });
                 if found.is_estimate {
                     told["estimated"] = json!(true);

@@ -139,12 +139,7 @@ async fn blocked(State(app): State<App>) -> Result<Json<Value>, Error> {
     let takes_commands = all.operated.into_iter().filter(|operated| operated.takes_commands);
     let groups: Vec<_> = takes_commands.map(|operated| operated.group).collect();
     app.admin.blocked.retain(|group| groups.contains(group));
-    let topics: Vec<_> = groups
-        .iter()
-        .map(|group| TopicPartition::new(blocked_topic(group), 0))
-        .collect();
-    let ends = app.log.offsets(&topics, StartAt::End).await?;
-    let written = groups.into_iter().zip(ends).filter(|(_, end)| *end > 0);
+    let written = written(&app.log, groups, blocked_topic).await?;
     let mut read = stream::iter(written)
         .map(|(group, end)| {
             let app = &app;
@@ -165,6 +160,16 @@ async fn blocked(State(app): State<App>) -> Result<Json<Value>, Error> {
         }
     }
     Ok(Json(json!({ "blocked": blocked })))
+}
+
+/// Of these groups those whose topic is not empty, with where it ends.
+async fn written(log: &Log, groups: Vec<String>, topic: fn(&str) -> String) -> log::Result<Vec<(String, i64)>> {
+    let topics: Vec<_> = groups
+        .iter()
+        .map(|group| TopicPartition::new(topic(group), 0))
+        .collect();
+    let ends = log.offsets(&topics, StartAt::End).await?;
+    Ok(groups.into_iter().zip(ends).filter(|(_, end)| *end > 0).collect())
 }
 
 /// A command as it comes: who gives it is said elsewhere.
@@ -231,12 +236,7 @@ async fn all_actions(State(app): State<App>, Query(most): Query<Most>) -> Result
     let groups: Vec<_> = operated.into_iter().map(|operated| operated.group).collect();
     let known = &app.admin.actions;
     known.retain(|group| groups.contains(group));
-    let topics: Vec<_> = groups
-        .iter()
-        .map(|group| TopicPartition::new(control_topic(group), 0))
-        .collect();
-    let ends = app.log.offsets(&topics, StartAt::End).await?;
-    let written = groups.into_iter().zip(ends).filter(|(_, end)| *end > 0);
+    let written = written(&app.log, groups, control_topic).await?;
     let mut read = stream::iter(written)
         .map(|(group, end)| {
             let log = &app.log;

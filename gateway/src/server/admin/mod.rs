@@ -81,11 +81,8 @@ impl Groups {
                 let consumed = own.iter().flat_map(|own| &own.partitions);
                 let consumed = consumed.map(|lag| lag.partition.topic.to_string());
                 let letters = topics.keys().filter_map(|topic| source_of_letters(topic, group));
-                let sources = consumed.chain(
-                    letters
-                        .filter(|source| is_there((*source).to_owned()))
-                        .map(str::to_owned),
-                );
+                let letters = letters.filter(|source| topics.contains_key(*source));
+                let sources = consumed.chain(letters.map(str::to_owned));
                 Operated {
                     group: group.to_owned(),
                     sources: sources.collect(),
