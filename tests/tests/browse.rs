@@ -365,6 +365,15 @@ async fn what_a_projection_could_not_project_is_seen_and_discarded(engine: Engin
     let line = waiting(&world, &letters, 1, 1).await;
     assert_eq!((&line["group"], &line["redrives"]), (&json!(group), &json!(false)));
 
+    let skip = json!({ "action": "skip", "topic": topic, "partition": 0, "offset": 0 }).to_string();
+    let path = format!("/v1/admin/groups/{group}/commands");
+    let refused = http::post(world.address, &path, "application/json", skip).await;
+    assert_eq!(
+        refused.expect("an answer").code(),
+        "unknown-group",
+        "it takes no commands"
+    );
+
     let refused = settle(&world, &letters, "redrive").await;
     assert_eq!((refused.status.as_u16(), refused.code().as_str()), (409, "refused"));
     assert_eq!(settle(&world, &letters, "discard").await.json()["records"], 1);

@@ -189,7 +189,8 @@ async fn command(
 ) -> Result<Json<Value>, Error> {
     let wanted: Wanted =
         serde_json::from_slice(&body).map_err(|error| Error::bad_request("bad-command", error.to_string()))?;
-    check_group(&app.log, &group).await?;
+    let unknown = format!("there is no group {group} that takes commands");
+    check_topic(&app.log, &blocked_topic(&group), unknown).await?;
     let command = Command {
         action: wanted.action,
         place: wanted.place,
@@ -203,12 +204,12 @@ async fn command(
     }
 }
 
-pub(super) async fn check_group(log: &Log, group: &str) -> Result<(), Error> {
-    match log.describe_topic(&control_topic(group)).await {
+/// Refuses a group that lacks a topic.
+async fn check_topic(log: &Log, topic: &str, unknown: String) -> Result<(), Error> {
+    match log.describe_topic(topic).await {
         Ok(_) => Ok(()),
         Err(log::Error::UnknownTopic(_) | log::Error::InvalidTopic { .. }) => {
-            let detail = format!("there is no group {group} that takes commands");
-            Err(Error::not_found("unknown-group", detail))
+            Err(Error::not_found("unknown-group", unknown))
         }
         Err(error) => Err(error.into()),
     }
@@ -224,7 +225,8 @@ async fn actions(
     Path(group): Path<String>,
     Query(most): Query<Most>,
 ) -> Result<Json<Value>, Error> {
-    check_group(&app.log, &group).await?;
+    let unknown = format!("there is no group, store or projection {group} of which actions are kept");
+    check_topic(&app.log, &control_topic(&group), unknown).await?;
     let most = most.limit.unwrap_or(100).min(MAX_ACTIONS);
     let actions = read_actions(&app.log, &group, most).await?;
     Ok(Json(json!({ "actions": actions })))
