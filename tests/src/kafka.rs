@@ -477,11 +477,11 @@ fn fetch_jars() -> PathBuf {
     jars
 }
 
-/// Cargo's build folder: the one above the running test that Cargo has marked.
+/// Cargo's build folder: the one above the running test in which Cargo notes its compiler, whoever made the folder.
 fn target_dir() -> PathBuf {
     let test = std::env::current_exe().expect("the path of the running test");
     test.ancestors()
-        .find(|folder| folder.join("CACHEDIR.TAG").exists())
+        .find(|folder| folder.join(".rustc_info.json").exists())
         .expect("a test runs from Cargo's build folder")
         .to_owned()
 }
