@@ -6,7 +6,8 @@
 //!
 //! Records of topic `renewals` go to group `billing`, where a value that begins with `poison` blocks its key for an hour and one that
 //! begins with `hopeless` becomes a dead letter. Those of `reminders` go to group `mail`, where `poison` waits ten minutes on a retry topic.
-//! Those of `plans`, a table, nobody consumes. Events can be scheduled for topic `offers`.
+//! Those of `plans`, a table, nobody consumes. Events can be scheduled for topic `offers`. The projection `view` of `entries` does not run;
+//! what it could not project would stand on the topic of its dead letters.
 
 use std::io::BufRead as _;
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use barnabas::log::{Log, Producer, ProducerRecord, ProducerSettings, Record, TopicSpec};
 use barnabas::patterns::consumer::{ConsumerBuilder, ConsumerHandle, Context, Handler, HandlerError, ProcessingOrder};
+use barnabas::patterns::projection::{ProjectionSettings, ViewSpec};
 use barnabas::patterns::retry::{BackOff, RetryPolicy, RetryTopics};
 use barnabas::patterns::table;
 use barnabas::server::config::OpenTopic;
@@ -90,7 +92,14 @@ async fn run(mut config: Config, stopping: CancellationToken) -> Result<(), Fail
         start(&log, &name("reminders"), &name("mail"), mail, &is_ill).await?,
     ];
     let offers = name("offers");
-    make_topics(&log, &[table::topic(name("plans"), 2), TopicSpec::new(&offers, 1)]).await?;
+    let entries = TopicSpec::new(name("entries"), 1);
+    make_topics(
+        &log,
+        &[table::topic(name("plans"), 2), TopicSpec::new(&offers, 1), entries],
+    )
+    .await?;
+    let projection = ProjectionSettings::new(name("view"), [name("entries")], ViewSpec::new("entries"));
+    make_topics(&log, &projection.topics(&log).await?).await?;
     config.events.topics.push(OpenTopic::new(offers));
     let server = Server::start(config, log.clone(), stopping.clone()).await?;
     println!("http://{}", server.address());

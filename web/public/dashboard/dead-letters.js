@@ -46,7 +46,7 @@ export class DeadLettersSection {
   }
 
   async refresh() {
-    const topics = await this.#api.letterTopics();
+    const topics = (await this.#api.letterTopics()).filter(({ records }) => records > 0);
     this.#rows.show(topics);
     find(this.#section, ".empty").hidden = topics.length > 0;
     find(this.#section, ".scroll").hidden = topics.length === 0;

@@ -346,4 +346,24 @@ function operate(brokers) {
     await actions(page).filter({ hasText: "discard 1 dead letter" }).waitFor();
     assert.ok(!wasHandled("user-2", "hopeless 2")());
   });
+
+  test("dead letters of a projection are discarded, and there is no button to redrive them", async () => {
+    const topic = `entries.${groups.prefix}.view.dlt`;
+    groups.append(topic, "user-1", "nonsense");
+    await page.getByRole("button", { name: `${groups.prefix}.${topic}` }).click();
+    const letters = page.getByRole("region", { name: ".dlt" });
+    const row = letters.locator("tbody tr", { hasText: "user-1" });
+    await row.getByRole("button").click();
+    const record = page.getByRole("dialog");
+    await record.getByRole("button", { name: "Discard" }).waitFor();
+    assert.equal(await page.getByRole("button", { name: "Redrive" }).count(), 0);
+    await record.getByRole("button", { name: "Close" }).click();
+    await letters.getByText("They do not come back one by one").waitFor();
+
+    await letters.getByRole("button", { name: "Discard all found" }).click();
+    await confirm("Discard 1");
+    await introduce("eve");
+    await row.waitFor({ state: "detached" });
+    await actions(page).filter({ hasText: `discard 1 dead letter of ${groups.prefix}.${topic}` }).waitFor();
+  });
 }
