@@ -1,6 +1,7 @@
 //! What stands on the log, read by means that share no code with Barnabas: plain rdkafka, or SQLite.
 
 use std::collections::HashSet;
+use std::ffi::CString;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -120,7 +121,8 @@ pub fn committed_kafka(brokers: &str, group: &str, topic: &str, partitions: i32)
     for partition in 0..partitions {
         wanted.add_partition(topic, partition);
     }
-    let committed = insist(group, Instant::now() + READ_TIMEOUT, || {
+    let deadline = Instant::now() + READ_TIMEOUT;
+    let committed = insist(brokers, &consumer, topic, deadline, |consumer| {
         consumer.committed_offsets(wanted.clone(), REQUEST_TIMEOUT)
     });
     let of = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
@@ -145,7 +147,8 @@ impl TopicEnds {
     /// If it is not there.
     pub fn new(brokers: &str, topic: &str) -> Self {
         let committed = reader(brokers, "read_committed");
-        let metadata = insist(topic, Instant::now() + READ_TIMEOUT, || {
+        let deadline = Instant::now() + READ_TIMEOUT;
+        let metadata = insist(brokers, &committed, topic, deadline, |committed| {
             committed.fetch_metadata(Some(topic), REQUEST_TIMEOUT)
         });
         let partitions = metadata.topics()[0].partitions().len();
@@ -199,7 +202,7 @@ fn reader(brokers: &str, isolation: &str) -> BaseConsumer {
 fn read_kafka_as(brokers: &str, topic: &str, isolation: &str) -> Vec<OracleRecord> {
     let (consumer, uncommitted) = (reader(brokers, isolation), reader(brokers, "read_uncommitted"));
     let deadline = Instant::now() + READ_TIMEOUT;
-    let partitions = insist(topic, deadline, || {
+    let partitions = insist(brokers, &consumer, topic, deadline, |consumer| {
         let metadata = consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT)?;
         Ok(metadata.topics()[0].partitions().len())
     });
@@ -209,7 +212,7 @@ fn read_kafka_as(brokers: &str, topic: &str, isolation: &str) -> Vec<OracleRecor
     for partition in 0..i32::try_from(partitions).expect("a small number") {
         // A producer hears that it has committed before all partitions show it: what is under way is waited for.
         let ask = |consumer: &BaseConsumer| {
-            insist(topic, deadline, || {
+            insist(brokers, consumer, topic, deadline, |consumer| {
                 consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT)
             })
         };
@@ -235,7 +238,7 @@ fn read_kafka_as(brokers: &str, topic: &str, isolation: &str) -> Vec<OracleRecor
     while !unread.is_empty() {
         assert!(Instant::now() < deadline, "{topic} cannot be read to its end");
         match consumer.poll(Duration::from_millis(500)) {
-            None => {}
+            None => look_again(brokers, &consumer, topic),
             // Also where what is behind the last record are the marks of transactions.
             Some(Err(KafkaError::PartitionEOF(partition))) => drop(unread.remove(&partition)),
             // A broker that is away for a moment is waited for.
@@ -255,14 +258,32 @@ fn read_kafka_as(brokers: &str, topic: &str, isolation: &str) -> Vec<OracleRecor
 }
 
 /// Asks until there is an answer.
-fn insist<T>(what: &str, deadline: Instant, ask: impl Fn() -> KafkaResult<T>) -> T {
+fn insist<T>(
+    brokers: &str,
+    consumer: &BaseConsumer,
+    topic: &str,
+    deadline: Instant,
+    ask: impl Fn(&BaseConsumer) -> KafkaResult<T>,
+) -> T {
     loop {
-        match ask() {
+        match ask(consumer) {
             Ok(answer) => return answer,
-            Err(error) => assert!(Instant::now() < deadline, "{what}: {error}"),
+            Err(error) => assert!(Instant::now() < deadline, "{topic}: {error}"),
         }
         // A broker that is not ready is not helped by being asked at once.
         std::thread::sleep(ASK_AGAIN);
+        look_again(brokers, consumer, topic);
+    }
+}
+
+/// Has a client find brokers and leaders again: one that asked just when there were none believes that for a quarter of an hour, and
+/// of itself asks nobody else.
+fn look_again(brokers: &str, consumer: &BaseConsumer, topic: &str) {
+    let brokers = CString::new(brokers).expect("addresses");
+    // SAFETY: the client is alive, and copies the C string.
+    unsafe { rdkafka::bindings::rd_kafka_brokers_add(consumer.client().native_ptr(), brokers.as_ptr()) };
+    if let Err(error) = consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT) {
+        eprintln!("{topic}: {error}");
     }
 }
 

@@ -24,6 +24,9 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// An import that stands still for so long has stopped.
 const IMPORT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What is committed can be seen in all partitions within this time.
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// The job type of the contacts import.
 pub const JOB_TYPE: &str = "import-contacts";
 
@@ -344,28 +347,51 @@ impl Site {
     }
 
     /// Checks that every job of which anything is on the log is there with all its chunks, each once, and its registration, and
-    /// returns the ids of all.
+    /// returns the ids of all. Jobs may be written meanwhile.
     ///
     /// # Panics
     /// If not.
     pub fn assert_jobs_are_whole(&self) -> BTreeSet<String> {
-        let mut chunks: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-        let mut totals = BTreeMap::new();
+        let registered_before = self.registered_jobs();
+        let deadline = Instant::now() + WHOLE_TIMEOUT;
+        let mut chunks = self.chunks_of_jobs();
+        // Partitions are read one after the other: of what is committed meanwhile a part may be seen.
+        while let Some((job, (chunks_there, total))) = chunks
+            .iter()
+            .find(|(_, (there, total))| !there.iter().copied().eq(0..*total))
+        {
+            assert!(
+                Instant::now() < deadline,
+                "job {job} has only {chunks_there:?} of {total}"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+            chunks = self.chunks_of_jobs();
+        }
+        // One that was written between two readings is in the second only.
+        let with_chunks: BTreeSet<_> = chunks.into_keys().collect();
+        let registered_after = self.registered_jobs();
+        assert!(
+            registered_before.is_subset(&with_chunks) && with_chunks.is_subset(&registered_after),
+            "registered {registered_before:?}, then with chunks {with_chunks:?}, then registered {registered_after:?}"
+        );
+        with_chunks
+    }
+
+    /// The chunks of each job that are there, and how many it has.
+    fn chunks_of_jobs(&self) -> BTreeMap<String, (BTreeSet<usize>, usize)> {
+        let mut chunks: BTreeMap<String, (BTreeSet<usize>, usize)> = BTreeMap::new();
         for chunk in self.records(&self.chunks_topic()) {
             let job = chunk.header("bn-job").to_owned();
             let index = chunk.header("bn-chunk").parse().expect("a number");
             let total: usize = chunk.header("bn-chunks").parse().expect("a number");
-            let is_new = chunks.entry(job.clone()).or_default().insert(index);
-            assert!(is_new, "chunk {index} of job {job} is there twice");
-            totals.insert(job, total);
+            let (there, of) = chunks.entry(job.clone()).or_default();
+            assert!(there.insert(index), "chunk {index} of job {job} is there twice");
+            *of = total;
         }
-        for (job, chunks) in &chunks {
-            assert!(
-                chunks.iter().copied().eq(0..totals[job]),
-                "job {job} has only {chunks:?} of {}",
-                totals[job]
-            );
-        }
+        chunks
+    }
+
+    fn registered_jobs(&self) -> BTreeSet<String> {
         let mut registered = BTreeSet::new();
         for command in self.records(&self.commands_topic()) {
             if command.json()["command"] == "register" {
@@ -373,7 +399,6 @@ impl Site {
                 assert!(registered.insert(job.clone()), "job {job} is registered twice");
             }
         }
-        assert_eq!(chunks.into_keys().collect::<BTreeSet<_>>(), registered);
         registered
     }
 }

@@ -1,6 +1,7 @@
 //! Topics, offsets and groups, asked of and changed at the brokers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
@@ -11,6 +12,7 @@ use rdkafka::admin::{
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
+use rdkafka::metadata::Metadata;
 
 use super::admin_request;
 use super::assignment::assigned_partitions;
@@ -227,6 +229,8 @@ impl KafkaLog {
                         self.attempt("ask for the end of", Resource::Partition(partition))
                             .error(&error)
                     })?;
+                let made = Arc::new(made);
+                self.0.bootstrap.keep(&made);
                 self.0.uncommitted.get_or_init(|| made)
             }
         };
@@ -249,7 +253,6 @@ impl KafkaLog {
         // The broker refuses to be asked twice for the same.
         let distinct: BTreeSet<_> = partitions.iter().collect();
         let deadline = Instant::now() + self.0.settings.request_timeout;
-        let mut is_first = true;
         loop {
             let mut list = TopicPartitionList::with_capacity(distinct.len());
             for partition in &distinct {
@@ -299,7 +302,8 @@ impl KafkaLog {
                         | RDKafkaErrorCode::OperationTimedOut
                 )
             );
-            // It may have asked a broker that had not heard of the topic yet, and believes that for a quarter of an hour.
+            // It says this too of partitions without a leader, and may have asked a broker that had not heard of the topic yet: what
+            // it has heard it believes for a quarter of an hour.
             let unheard_of = matches!(
                 failed.rdkafka_error_code(),
                 Some(
@@ -308,14 +312,21 @@ impl KafkaLog {
                         | RDKafkaErrorCode::UnknownPartition
                 )
             );
-            let again = passing || unheard_of && is_first;
-            is_first = false;
-            if !again || Instant::now() + PROPAGATION_STEP >= deadline {
+            if !passing && !unheard_of {
                 return Err(attempt.error(&failed));
+            }
+            if Instant::now() + PROPAGATION_STEP >= deadline {
+                return Err(attempt.code(RDKafkaErrorCode::OperationTimedOut));
             }
             std::thread::sleep(PROPAGATION_STEP);
             let is_one_topic = partitions.iter().all(|partition| partition.topic == first.topic);
-            look_around(client, is_one_topic.then_some(&*first.topic));
+            let seen = look_around(client, is_one_topic.then_some(&*first.topic));
+            if unheard_of
+                && let Some(seen) = seen
+                && let Some(missing) = distinct.iter().find(|partition| !has(&seen, partition))
+            {
+                return Err(Error::UnknownPartition((**missing).clone()));
+            }
         }
     }
 
@@ -506,10 +517,16 @@ impl KafkaLog {
 
 /// Has a client hear which broker leads a topic (`None`: each topic), and which takes administrative requests. Otherwise it goes on
 /// sending to the one that did before, though that is down: it waits for it to come back, and does not ask who does its work meanwhile.
-fn look_around(client: &AdminClient<LogContext>, topic: Option<&str>) {
-    if let Err(error) = client.inner().fetch_metadata(topic, ONE_TRY) {
-        tracing::debug!("no broker says how the cluster is: {error}");
-    }
+/// Returns what it hears, `None` while no broker answers.
+fn look_around(client: &AdminClient<LogContext>, topic: Option<&str>) -> Option<Metadata> {
+    let seen = client.inner().fetch_metadata(topic, ONE_TRY);
+    seen.inspect_err(|error| tracing::debug!("no broker says how the cluster is: {error}"))
+        .ok()
+}
+
+fn has(seen: &Metadata, partition: &TopicPartition) -> bool {
+    let mut topics = seen.topics().iter().filter(|topic| topic.name() == &*partition.topic);
+    topics.any(|topic| topic.partitions().iter().any(|found| found.id() == partition.partition))
 }
 
 fn described(member: &GroupMemberInfo) -> MemberDescription {

@@ -21,6 +21,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::Notify;
 
+use super::KafkaLog;
 use crate::log::{Headers, Record, TopicPartition};
 
 /// Sends what librdkafka logs to `tracing`.
@@ -94,7 +95,7 @@ pub(super) struct ConsumerError {
 }
 
 impl Consumer {
-    pub(super) fn new(config: &ClientConfig) -> Result<Self, KafkaError> {
+    pub(super) fn new(config: &ClientConfig, log: &KafkaLog) -> Result<Self, KafkaError> {
         let mut client = BaseConsumer::from_config_and_context(config, LogContext)?;
         let ready = Arc::new(Notify::new());
         client.set_nonempty_callback({
@@ -105,9 +106,11 @@ impl Consumer {
         let queue = unsafe { sys::rd_kafka_queue_get_consumer(client.client().native_ptr()) };
         let queue = NonNull::new(queue)
             .ok_or_else(|| KafkaError::ClientCreation("the consumer has no queue: no group.id".to_owned()))?;
+        let client = Arc::new(client);
+        log.0.bootstrap.keep(&client);
         Ok(Self {
             queue: Queue(queue),
-            client: Arc::new(client),
+            client,
             ready,
         })
     }

@@ -118,8 +118,8 @@ pub(super) async fn run(
 /// The client that is the member, and the one that reads.
 fn start(log: &KafkaLog, settings: &GroupSettings) -> std::result::Result<(Consumer, Consumer), KafkaError> {
     let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
-    let fetching = Consumer::new(&log.0.settings.group_fetcher(settings))?;
-    let membership = Consumer::new(&log.0.settings.group_member(settings))?;
+    let fetching = Consumer::new(&log.0.settings.group_fetcher(settings), log)?;
+    let membership = Consumer::new(&log.0.settings.group_member(settings), log)?;
     if !topics.is_empty() {
         membership.client().subscribe(&topics)?;
     }

@@ -11,6 +11,7 @@ mod admin;
 mod admin_request;
 mod assignment;
 mod batch;
+mod bootstrap;
 mod error;
 mod event;
 mod group;
@@ -38,6 +39,7 @@ use super::{
     Error, GroupMember, GroupSettings, Headers, Producer, ProducerRecord, ProducerSettings, Reader, Result, StartAt,
     TopicPartition, TransactionalProducer,
 };
+use bootstrap::Bootstrap;
 use error::{Attempt, Resource};
 use event::LogContext;
 pub(super) use group::KafkaGroupMetadata;
@@ -53,9 +55,11 @@ pub(super) struct KafkaLog(Arc<Shared>);
 
 struct Shared {
     settings: KafkaSettings,
-    admin: AdminClient<LogContext>,
+    /// Cares for all clients.
+    bootstrap: Arc<Bootstrap>,
+    admin: Arc<AdminClient<LogContext>>,
     /// Asked for the end behind open transactions; made when first needed.
-    uncommitted: OnceLock<AdminClient<LogContext>>,
+    uncommitted: OnceLock<Arc<AdminClient<LogContext>>>,
     /// What producers need to know of topics. As many as this process writes to.
     topics: Mutex<HashMap<Arc<str>, KnownTopic>>,
     producers: Mutex<Vec<Weak<producer::Shared>>>,
@@ -79,9 +83,13 @@ impl KafkaLog {
             resource: Resource::Cluster,
             within: settings.request_timeout,
         };
+        let bootstrap = Arc::new(Bootstrap::new(&settings.brokers)?);
         let admin = AdminClient::from_config_and_context(&settings.admin(), LogContext)
             .map_err(|error| attempt.error(&error))?;
+        let admin = Arc::new(admin);
+        bootstrap.keep(&admin);
         let log = Self(Arc::new(Shared {
+            bootstrap,
             admin,
             uncommitted: OnceLock::new(),
             topics: Mutex::default(),
@@ -105,6 +113,12 @@ impl KafkaLog {
                 error => Error::Unavailable(format!("no broker of {} answers: {error}", log.0.settings.brokers)),
             },
         )?;
+        let (bootstrap, shared) = (log.0.bootstrap.clone(), Arc::downgrade(&log.0));
+        let closing = log.0.closing.clone();
+        log.start_thread("kafka-bootstrap", move |started| {
+            bootstrap.run(shared, closing, started)
+        })
+        .await?;
         Ok(log)
     }
 

@@ -66,7 +66,7 @@ pub(super) async fn start(log: &KafkaLog, settings: ProducerSettings) -> Result<
     let shared = Arc::new(Shared {
         log: log.clone(),
         settings,
-        client: RwLock::new(Arc::new(client)),
+        client: RwLock::new(client),
         closed: AtomicBool::new(false),
     });
     let mut producers = lock(&log.0.producers);
@@ -78,15 +78,18 @@ pub(super) async fn start(log: &KafkaLog, settings: ProducerSettings) -> Result<
     })
 }
 
-fn make_client(log: &KafkaLog, settings: &ProducerSettings) -> Result<Client> {
+fn make_client(log: &KafkaLog, settings: &ProducerSettings) -> Result<Arc<Client>> {
     let context = DeliveryContext {
         ready: watch::Sender::new(false),
         room: Notify::new(),
         failed: AtomicBool::new(false),
         delivery_timeout: settings.delivery_timeout,
     };
-    ThreadedProducer::from_config_and_context(&log.0.settings.producer(settings), context)
-        .map_err(|error| log.attempt("make a producer for", Resource::Cluster).error(&error))
+    let client = ThreadedProducer::from_config_and_context(&log.0.settings.producer(settings), context)
+        .map_err(|error| log.attempt("make a producer for", Resource::Cluster).error(&error))?;
+    let client = Arc::new(client);
+    log.0.bootstrap.keep(&client);
+    Ok(client)
 }
 
 impl KafkaProducer {
@@ -160,7 +163,7 @@ impl Shared {
         let mut current = self.client.write().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&current, failed) {
             tracing::warn!("the producer failed for good and is made anew");
-            let old = std::mem::replace(&mut *current, Arc::new(make_client(&self.log, &self.settings)?));
+            let old = std::mem::replace(&mut *current, make_client(&self.log, &self.settings)?);
             drop(current);
             end_client(&self.log, old, Duration::ZERO);
         }

@@ -33,7 +33,7 @@ pub(super) async fn run(
     started: Started,
 ) {
     let attempt = log.attempt("read", Resource::Topic(&topic));
-    let consumer = match Consumer::new(&log.0.settings.reader()) {
+    let consumer = match Consumer::new(&log.0.settings.reader(), &log) {
         Ok(consumer) => consumer,
         Err(error) => {
             // A caller who no longer waits needs no answer.

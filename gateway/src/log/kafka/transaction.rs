@@ -536,10 +536,9 @@ impl TransactionThread {
         let client = BaseProducer::from_config_and_context(&config, context)
             .and_then(|producer| {
                 let queue = ProducerQueue::new(&producer)?;
-                Ok(Client {
-                    queue,
-                    producer: Arc::new(producer),
-                })
+                let producer = Arc::new(producer);
+                self.log.0.bootstrap.keep(&producer);
+                Ok(Client { queue, producer })
             })
             .map_err(|error| attempt.error(&error))?;
         let deadline = Instant::now() + attempt.within;
