@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 use rdkafka::Offset;
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{
-    AdminClient, AdminOptions, NewPartitions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
+    AdminOptions, NewPartitions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
 };
+use rdkafka::client::Client;
 use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
 use rdkafka::metadata::Metadata;
 
-use super::admin_request;
+use super::admin_request::{self, GroupOffsets};
 use super::assignment::assigned_partitions;
 use super::error::Resource;
 use super::event::LogContext;
@@ -68,7 +70,7 @@ impl KafkaLog {
                 Err(error) if error.is_retriable() && Instant::now() + PROPAGATION_STEP < deadline => {
                     tokio::time::sleep(PROPAGATION_STEP).await;
                     let (log, topic) = (self.clone(), topic.to_owned());
-                    blocking(move || look_around(&log.0.admin, Some(&topic))).await?;
+                    blocking(move || look_around(log.0.admin.inner(), Some(&topic))).await?;
                 }
                 answer => return answer,
             }
@@ -216,33 +218,36 @@ impl KafkaLog {
     /// The offsets of the partitions, in order, that a time, `Beginning` or `End` stands for; -1 for a time behind the last
     /// record. Blocks.
     pub(super) fn read_offsets(&self, partitions: &[TopicPartition], wanted: Offset) -> Result<Vec<i64>> {
-        self.offsets_by(&self.0.admin, partitions, wanted)
+        self.offsets_by(self.0.admin.inner(), partitions, wanted)
     }
 
     /// The end of a partition with what open transactions have written. Blocks.
     pub(super) fn uncommitted_end(&self, partition: &TopicPartition) -> Result<i64> {
-        let client = match self.0.uncommitted.get() {
-            Some(client) => client,
-            None => {
-                let made = AdminClient::from_config_and_context(&self.0.settings.uncommitted_admin(), LogContext)
-                    .map_err(|error| {
-                        self.attempt("ask for the end of", Resource::Partition(partition))
-                            .error(&error)
-                    })?;
-                let made = Arc::new(made);
-                self.0.bootstrap.keep(&made);
-                self.0.uncommitted.get_or_init(|| made)
-            }
-        };
+        let attempt = self.attempt("ask for the end of", Resource::Partition(partition));
+        let client = self.consumer().map_err(|error| attempt.error(&error))?;
         let end = self.offsets_by(client, std::slice::from_ref(partition), Offset::End)?;
         end.first()
             .copied()
             .ok_or_else(|| Error::UnknownPartition(partition.clone()))
     }
 
+    /// The client that is a consumer's.
+    fn consumer(&self) -> std::result::Result<&Client<LogContext>, KafkaError> {
+        let consumer = match self.0.consumer.get() {
+            Some(consumer) => consumer,
+            None => {
+                let made = BaseConsumer::from_config_and_context(&self.0.settings.asking_consumer(), LogContext)?;
+                let made = Arc::new(made);
+                self.0.bootstrap.keep(&made);
+                self.0.consumer.get_or_init(|| made)
+            }
+        };
+        Ok(consumer.client())
+    }
+
     fn offsets_by(
         &self,
-        client: &AdminClient<LogContext>,
+        client: &Client<LogContext>,
         partitions: &[TopicPartition],
         wanted: Offset,
     ) -> Result<Vec<i64>> {
@@ -260,7 +265,7 @@ impl KafkaLog {
                     .map_err(|error| attempt.error(&error))?;
             }
             let within = deadline.saturating_duration_since(Instant::now()).min(ONE_TRY);
-            let answer = admin_request::offsets_for_times(client.inner(), list, within);
+            let answer = admin_request::offsets_for_times(client, list, within);
             let failed = match answer {
                 Err(error) => error,
                 Ok(list) => {
@@ -479,7 +484,7 @@ impl KafkaLog {
             .fetch_group_list(None, within)
             .map_err(|error| attempt.error(&error))?;
         let names: Vec<_> = listed.groups().iter().map(|group| group.name()).collect();
-        let committed = admin_request::group_offsets(client, &names, within).map_err(|error| attempt.error(&error))?;
+        let committed = self.group_offsets(&names).map_err(|error| attempt.error(&error))?;
         // The list is in the words of the older protocol, in which a group of the newer one is dead.
         let unseen = listed.groups().iter().filter(|group| group.state() == "Dead");
         let unseen: Vec<_> = unseen.map(|group| group.name()).collect();
@@ -508,6 +513,11 @@ impl KafkaLog {
         Ok(members.into_iter().map(describe).collect())
     }
 
+    fn group_offsets(&self, groups: &[&str]) -> std::result::Result<GroupOffsets, KafkaError> {
+        // Not by the administrative client, which is a producer's: it crashes when it is told that a coordinator has moved.
+        admin_request::group_offsets(self.consumer()?, groups, self.0.settings.request_timeout)
+    }
+
     fn options(&self) -> AdminOptions {
         AdminOptions::new()
             .request_timeout(Some(self.0.settings.request_timeout))
@@ -518,8 +528,8 @@ impl KafkaLog {
 /// Has a client hear which broker leads a topic (`None`: each topic), and which takes administrative requests. Otherwise it goes on
 /// sending to the one that did before, though that is down: it waits for it to come back, and does not ask who does its work meanwhile.
 /// Returns what it hears, `None` while no broker answers.
-fn look_around(client: &AdminClient<LogContext>, topic: Option<&str>) -> Option<Metadata> {
-    let seen = client.inner().fetch_metadata(topic, ONE_TRY);
+fn look_around(client: &Client<LogContext>, topic: Option<&str>) -> Option<Metadata> {
+    let seen = client.fetch_metadata(topic, ONE_TRY);
     seen.inspect_err(|error| tracing::debug!("no broker says how the cluster is: {error}"))
         .ok()
 }
@@ -541,4 +551,23 @@ fn described(member: &GroupMemberInfo) -> MemberDescription {
 /// Kafka's value of `retention.ms`; -1 is for ever.
 fn retention_value(retention: Option<Duration>) -> String {
     retention.map_or_else(|| "-1".to_owned(), |retention| retention.as_millis().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use crate::log::kafka::tests::on_mock_broker;
+
+    /// librdkafka's mock broker is enough here: nothing of it is proved but that the process goes on.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_coordinator_that_has_moved_is_an_error_and_not_the_end() {
+        let (cluster, log) = on_mock_broker().await;
+        let moved = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_COORDINATOR;
+        cluster.request_errors(RDKafkaApiKey::OffsetFetch, &[moved]);
+        tokio::task::block_in_place(|| {
+            let answers = [log.group_offsets(&["g"]), log.group_offsets(&["g"])];
+            assert!(answers[0].is_err() && answers[1].is_ok(), "{answers:?}");
+        });
+    }
 }

@@ -21,6 +21,9 @@ const ASKED_AT_ONCE: usize = 100;
 
 type Result<T> = std::result::Result<T, KafkaError>;
 
+/// What each group has committed.
+pub(super) type GroupOffsets = HashMap<String, Vec<(TopicPartition, NextOffset)>>;
+
 /// A topic's identity and number of partitions.
 pub(super) fn describe_topic(client: &Client<LogContext>, topic: &str, within: Duration) -> Result<(TopicId, i32)> {
     let name = CString::new(topic)?;
@@ -131,12 +134,8 @@ pub(super) fn alter_topic(
     Ok(())
 }
 
-/// All offsets that the groups have committed. Groups are asked for [`ASKED_AT_ONCE`] at a time: each needs a request of its own.
-pub(super) fn group_offsets(
-    client: &Client<LogContext>,
-    groups: &[&str],
-    within: Duration,
-) -> Result<HashMap<String, Vec<(TopicPartition, NextOffset)>>> {
+/// All offsets that the groups have committed, asked for by a consumer's client. Groups are asked for [`ASKED_AT_ONCE`] at a time: each needs a request of its own.
+pub(super) fn group_offsets(client: &Client<LogContext>, groups: &[&str], within: Duration) -> Result<GroupOffsets> {
     let mut offsets = HashMap::new();
     for some in groups.chunks(ASKED_AT_ONCE) {
         let names: Vec<_> = some

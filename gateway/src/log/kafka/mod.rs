@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use rdkafka::admin::AdminClient;
 use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::message::{Header, OwnedHeaders};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -58,8 +59,8 @@ struct Shared {
     /// Cares for all clients.
     bootstrap: Arc<Bootstrap>,
     admin: Arc<AdminClient<LogContext>>,
-    /// Asked for the end behind open transactions; made when first needed.
-    uncommitted: OnceLock<Arc<AdminClient<LogContext>>>,
+    /// Asked for the end behind open transactions and the offsets of groups; made when first needed.
+    consumer: OnceLock<Arc<BaseConsumer<LogContext>>>,
     /// What producers need to know of topics. As many as this process writes to.
     topics: Mutex<HashMap<Arc<str>, KnownTopic>>,
     producers: Mutex<Vec<Weak<producer::Shared>>>,
@@ -91,7 +92,7 @@ impl KafkaLog {
         let log = Self(Arc::new(Shared {
             bootstrap,
             admin,
-            uncommitted: OnceLock::new(),
+            consumer: OnceLock::new(),
             topics: Mutex::default(),
             producers: Mutex::default(),
             closing: CancellationToken::new(),

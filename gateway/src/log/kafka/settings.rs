@@ -86,6 +86,9 @@ const TRANSACTION_QUEUE_KIB: usize = 16 * 1024;
 /// Larger than any record that a topic can take: the topic decides what is too large, not the client.
 const MAX_REQUEST_BYTES: usize = 1_000_000_000;
 
+/// The group of consumers that are in none: librdkafka has no other.
+const READERS: &str = "barnabas-reader";
+
 impl KafkaSettings {
     /// # Errors
     /// [`Error::InvalidSetting`] for an override of a setting that the engine relies on.
@@ -104,10 +107,14 @@ impl KafkaSettings {
         self.common()
     }
 
-    /// Like [`KafkaSettings::admin`], with the end of a partition behind open transactions too.
-    pub(super) fn uncommitted_admin(&self) -> ClientConfig {
+    /// For the end of a partition behind open transactions, and for what only a consumer's client can be asked for. It reads nothing.
+    pub(super) fn asking_consumer(&self) -> ClientConfig {
         let mut config = self.common();
-        config.set("isolation.level", "read_uncommitted");
+        config
+            // As for readers: nothing ever joins it or commits to it.
+            .set("group.id", READERS)
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_uncommitted");
         config
     }
 
@@ -151,7 +158,7 @@ impl KafkaSettings {
         let mut config = self.consumer();
         config
             // librdkafka consumes only with a group's name. Nothing ever joins it or commits to it.
-            .set("group.id", "barnabas-reader")
+            .set("group.id", READERS)
             // An offset that is not kept is an error to be told, never a jump.
             .set("auto.offset.reset", "error");
         config
