@@ -5,7 +5,7 @@
 //! and offsets run on tokio's blocking threads. Nothing here blocks a tokio worker.
 //!
 //! What librdkafka's settings are called is known to `settings` alone, what its errors mean to `error`, and its memory is
-//! touched in `event` and `admin_request` only.
+//! touched in `event`, `admin_request` and `bootstrap` only.
 
 mod admin;
 mod admin_request;
