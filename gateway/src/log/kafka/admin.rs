@@ -259,39 +259,10 @@ impl KafkaLog {
         let distinct: BTreeSet<_> = partitions.iter().collect();
         let deadline = Instant::now() + self.0.settings.request_timeout;
         loop {
-            let mut list = TopicPartitionList::with_capacity(distinct.len());
-            for partition in &distinct {
-                list.add_partition_offset(&partition.topic, partition.partition, wanted)
-                    .map_err(|error| attempt.error(&error))?;
-            }
             let within = deadline.saturating_duration_since(Instant::now()).min(ONE_TRY);
-            let answer = admin_request::offsets_for_times(client, list, within);
-            let failed = match answer {
+            let failed = match try_offsets(client, &distinct, wanted, within) {
+                Ok(found) => return Ok(partitions.iter().map(|partition| found[partition]).collect()),
                 Err(error) => error,
-                Ok(list) => {
-                    let elements = list.elements();
-                    let elements: HashMap<_, _> = elements
-                        .iter()
-                        .map(|element| ((element.topic(), element.partition()), element))
-                        .collect();
-                    let found: std::result::Result<Vec<i64>, KafkaError> = partitions
-                        .iter()
-                        .map(|partition| {
-                            let element = elements
-                                .get(&(&*partition.topic, partition.partition))
-                                .ok_or(KafkaError::OffsetFetch(RDKafkaErrorCode::UnknownPartition))?;
-                            element.error()?;
-                            Ok(match element.offset() {
-                                Offset::Offset(offset) => offset,
-                                _ => -1,
-                            })
-                        })
-                        .collect();
-                    match found {
-                        Ok(found) => return Ok(found),
-                        Err(error) => error,
-                    }
-                }
             };
             // While it knows of no leader librdkafka answers at once: go on until the time is over.
             let passing = matches!(
@@ -523,6 +494,38 @@ impl KafkaLog {
             .request_timeout(Some(self.0.settings.request_timeout))
             .operation_timeout(Some(self.0.settings.request_timeout))
     }
+}
+
+/// The offset of each partition; -1 for a time behind the last record.
+fn try_offsets<'a>(
+    client: &Client<LogContext>,
+    partitions: &BTreeSet<&'a TopicPartition>,
+    wanted: Offset,
+    within: Duration,
+) -> std::result::Result<HashMap<&'a TopicPartition, i64>, KafkaError> {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for partition in partitions {
+        list.add_partition_offset(&partition.topic, partition.partition, wanted)?;
+    }
+    let list = admin_request::offsets_for_times(client, list, within)?;
+    let elements = list.elements();
+    let elements: HashMap<_, _> = elements
+        .iter()
+        .map(|element| ((element.topic(), element.partition()), element))
+        .collect();
+    let mut offsets = HashMap::with_capacity(partitions.len());
+    for partition in partitions {
+        let element = elements
+            .get(&(&*partition.topic, partition.partition))
+            .ok_or(KafkaError::OffsetFetch(RDKafkaErrorCode::UnknownPartition))?;
+        element.error()?;
+        let offset = match element.offset() {
+            Offset::Offset(offset) => offset,
+            _ => -1,
+        };
+        offsets.insert(*partition, offset);
+    }
+    Ok(offsets)
 }
 
 /// Has a client hear which broker leads a topic (`None`: each topic), and which takes administrative requests. Otherwise it goes on

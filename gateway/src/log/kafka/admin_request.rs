@@ -134,7 +134,8 @@ pub(super) fn alter_topic(
     Ok(())
 }
 
-/// All offsets that the groups have committed, asked for by a consumer's client. Groups are asked for [`ASKED_AT_ONCE`] at a time: each needs a request of its own.
+/// All offsets that the groups have committed, asked for by a consumer's client. Groups are asked for [`ASKED_AT_ONCE`] at a time: each needs
+/// a request of its own.
 pub(super) fn group_offsets(client: &Client<LogContext>, groups: &[&str], within: Duration) -> Result<GroupOffsets> {
     let mut offsets = HashMap::new();
     for some in groups.chunks(ASKED_AT_ONCE) {
