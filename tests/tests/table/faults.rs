@@ -1,15 +1,19 @@
 //! Restarts, compaction, and brokers that go away: tables say what the log says.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use barnabas::log::Log;
 use barnabas::log::kafka::KafkaSettings;
-use barnabas::patterns::table::TableSettings;
-use barnabas_tests::kafka::KafkaNode;
+use barnabas::patterns::table::{Error, TableSettings};
+use barnabas_tests::kafka::{KafkaNode, free_ports};
 use barnabas_tests::on_both_logs;
+use barnabas_tests::proxy::{Proxy, Weather};
 use barnabas_tests::site::Engine;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::support::{Bench, Numbers, held, until, within};
 
@@ -126,4 +130,96 @@ async fn kafka_stands_still_and_checked_writes_are_answered_all_the_same() {
     let expected = bench.expected();
     assert_eq!((expected["before"], expected["after"]), (1, 2));
     until("it is equal", || held(&table) == expected).await;
+}
+
+/// Two processes count in one key: one whose way to the broker fails, and one beside it.
+struct Rivals {
+    bench: Bench,
+    cut_off: Numbers,
+    other: Numbers,
+}
+
+/// What became of increments.
+#[derive(Debug, Default)]
+struct Counted {
+    made: usize,
+    unknown: usize,
+}
+
+impl Rivals {
+    async fn start(node: &KafkaNode, through: SocketAddr) -> Self {
+        let bench = Bench::on(Some(node.brokers().to_owned()), 1).await;
+        let cut_off = Log::connect_kafka(KafkaSettings::new(through.to_string())).await;
+        let cut_off = cut_off.expect("a log");
+        let cut_off = Numbers::open(&cut_off, bench.settings().checked())
+            .await
+            .expect("a table");
+        within("ready", cut_off.ready()).await.expect("ready");
+        let other = bench.open_checked().await;
+        Self { bench, cut_off, other }
+    }
+
+    /// Each number stands there once, and as many as were made.
+    fn assert_counts(&self, counted: &[Counted]) {
+        let values: Vec<String> = self.bench.records().into_iter().map(|record| record.3).collect();
+        let numbers: Vec<String> = (1..=values.len()).map(|number| number.to_string()).collect();
+        assert_eq!(values, numbers, "{counted:?}");
+        let made: usize = counted.iter().map(|counted| counted.made).sum();
+        let unknown: usize = counted.iter().map(|counted| counted.unknown).sum();
+        assert!(
+            (made..=made + unknown).contains(&values.len()),
+            "{}: {counted:?}",
+            values.len()
+        );
+    }
+}
+
+/// Adds one to the key until it is told to stop.
+fn count(table: &Numbers, stop: &CancellationToken) -> JoinHandle<Counted> {
+    let (table, stop) = (table.clone(), stop.clone());
+    tokio::spawn(async move {
+        let mut counted = Counted::default();
+        while !stop.is_cancelled() {
+            let entry = table.entry("key").expect("readable");
+            let key = "key".to_owned();
+            let written = match entry {
+                None => table.create(&key, &1).await,
+                Some(entry) => table.update(&key, &(*entry.value + 1), entry.revision).await,
+            };
+            match written {
+                Ok(_) => counted.made += 1,
+                Err(Error::Conflict { .. }) => {}
+                Err(Error::Unknown { .. }) => counted.unknown += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        counted
+    })
+}
+
+/// Who was away for longer than a transaction may be open has been replaced, and must not go by what it knew before.
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_a_writer_that_was_cut_off_overwrites_nothing_that_was_written_meanwhile() {
+    let [listener] = free_ports().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let proxy = Proxy::start([listener]).await;
+    let through = proxy.address();
+    let node = tokio::task::spawn_blocking(move || KafkaNode::start_behind(listener, through));
+    let node = node.await.expect("a broker");
+    let rivals = Rivals::start(&node, through).await;
+    let mut counted = Vec::new();
+    for _ in 0..2 {
+        let stop = CancellationToken::new();
+        let cut_off = count(&rivals.cut_off, &stop);
+        until("it writes", || rivals.other.get("key").is_some()).await;
+        proxy.set(Weather::Silent);
+        let other = count(&rivals.other, &stop);
+        tokio::time::sleep(Duration::from_secs(13)).await;
+        proxy.set(Weather::Clear);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        stop.cancel();
+        for counting in [cut_off, other] {
+            counted.push(within("it ends", counting).await.expect("no panic"));
+        }
+        rivals.assert_counts(&counted);
+    }
 }

@@ -314,11 +314,14 @@ impl<K: Key, V: Send + Sync + 'static> Lane<K, V> {
 
     /// After a commit that failed.
     async fn undone(&mut self, begun: Vec<Begun<K>>, error: log::Error) {
+        // A transaction that is aborted may take a new producer, and with it the lane from somebody who has had it meanwhile and
+        // written. So the lane is taken anew, and with that read to its end.
+        self.producer = None;
         match error {
+            // Somebody has taken the lane; before that the commit may have been carried out, and only its answer be lost.
             log::Error::Fenced(_) => {
-                self.producer = None;
-                self.begin_again(begun);
-                self.failed(error.into()).await;
+                self.rest().await;
+                self.resolve(begun, Unseen::Fenced).await;
             }
             log::Error::Aborted(_) => {
                 self.begin_again(begun);
@@ -372,6 +375,10 @@ impl<K: Key, V: Send + Sync + 'static> Lane<K, V> {
                 continue;
             }
             let reason = match unseen {
+                Unseen::Fenced => {
+                    again.push(write);
+                    continue;
+                }
                 Unseen::Read if self.current(&write.key) == checked => {
                     again.push(write);
                     continue;
@@ -445,6 +452,8 @@ enum Unseen {
     Committed,
     /// The partition has been read past it: it was not made, unless something has hidden it.
     Read,
+    /// Whoever has taken the lane ended it, and the partition has been read past that: it was not made.
+    Fenced,
     /// Nobody knows, and why.
     Undecided(String),
 }
