@@ -101,6 +101,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// A record without a key is for a topic that keeps the last record of each key.
+    pub(crate) fn keyless(topic: &str) -> Self {
+        Self::InvalidTopic {
+            topic: topic.to_owned(),
+            reason: "it is compacted and takes no record without a key".to_owned(),
+        }
+    }
+
     /// Whether the same call may succeed later with nothing changed.
     pub fn is_retriable(&self) -> bool {
         matches!(self, Self::Timeout { .. } | Self::Unavailable(_) | Self::Aborted(_))

@@ -107,11 +107,24 @@ pub(super) enum ProducerEngine {
 }
 
 impl Producer {
+    /// Whether the log takes a record, as far as that is known before it is tried. [`Producer::send`] finds out by itself; this is for
+    /// who has to know it of several records before the first is sent.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopic`], [`Error::UnknownPartition`], [`Error::RecordTooLarge`]; [`Error::InvalidTopic`] for a record without a key
+    /// on a compacted topic.
+    pub async fn check(&self, record: &ProducerRecord) -> Result<()> {
+        match &self.engine {
+            ProducerEngine::Embedded(producer) => producer.check(record),
+            ProducerEngine::Kafka(producer) => producer.check(record).await,
+        }
+    }
+
     /// Hands a record over, waiting only while the producer's queue is full, and returns its delivery.
     ///
     /// # Errors
-    /// [`Error::UnknownTopic`], [`Error::RecordTooLarge`], [`Error::Timeout`] when the queue stays full for the delivery
-    /// timeout. The first two may also come from the delivery.
+    /// Those of [`Producer::check`], which may also come from the delivery; [`Error::Timeout`] when the queue stays full for the
+    /// delivery timeout.
     pub async fn send(&self, record: ProducerRecord) -> Result<Delivery> {
         match &self.engine {
             ProducerEngine::Embedded(producer) => producer.send(record).await,

@@ -98,22 +98,42 @@ pub(super) async fn publish_one(app: &App, channel: &str, event: PlainEvent) -> 
     Ok(token_after(app, &appended))
 }
 
-/// Appends records in their order, and says where the last stands.
+/// Appends records in their order, and says where the last stands. When it returns none of them waits for the log any more.
 pub(super) async fn append_all(producer: &Producer, records: Vec<ProducerRecord>) -> Result<Appended, Error> {
+    // What is refused is refused whole, before the first is written.
+    for record in &records {
+        producer.check(record).await.map_err(refuse)?;
+    }
     let mut deliveries = Vec::with_capacity(records.len());
+    let mut failed = None;
     for record in records {
-        deliveries.push(producer.send(record).await.map_err(refuse_too_large)?);
+        match producer.send(record).await {
+            Ok(delivery) => deliveries.push(delivery),
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        }
     }
     let mut last = None;
     for delivery in deliveries {
-        last = Some(delivery.await.map_err(refuse_too_large)?);
+        match delivery.await {
+            Ok(appended) => last = Some(appended),
+            Err(error) => failed = failed.or(Some(error)),
+        }
     }
-    last.ok_or_else(|| Error::bad_request("no-event", "there is no event in the body"))
+    match failed {
+        Some(error) => Err(refuse(error)),
+        None => last.ok_or_else(|| Error::bad_request("no-event", "there is no event in the body")),
+    }
 }
 
-/// The error of an append. An event that is too large is the client's.
-pub(super) fn refuse_too_large(error: impl Into<ProduceError>) -> Error {
+/// The error of an append. An event that its topic does not take is the client's mistake.
+pub(super) fn refuse(error: impl Into<ProduceError>) -> Error {
     match error.into() {
+        ProduceError::Log(error @ log::Error::InvalidTopic { .. }) => {
+            Error::bad_request("bad-event", error.to_string())
+        }
         ProduceError::Log(log::Error::RecordTooLarge { max_bytes, .. }) => Error::refused(
             StatusCode::PAYLOAD_TOO_LARGE,
             "event-too-large",

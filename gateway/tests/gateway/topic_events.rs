@@ -1,6 +1,6 @@
 //! Posting events to topics.
 
-use barnabas::log::{Record, TopicSpec, partition_for_key};
+use barnabas::log::{CleanupPolicy, Record, TopicSpec, partition_for_key};
 use barnabas::server::Server;
 use barnabas::server::config::OpenTopic;
 
@@ -85,6 +85,71 @@ async fn events_with_a_key_are_written_once() {
     let small = gateway.post(&path, &headers, r#"{"type":"c"}"#).await;
     assert_eq!(small.status, 202);
     assert_eq!(gateway.records(&topic, 3).await.iter().flatten().count(), 3);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn cloud_events_under_one_key_are_the_same_when_their_headers_are() {
+    let (gateway, topic) = gateway_with_topic().await;
+    let path = format!("/v1/topics/{topic}/events");
+    let post = async |id: &str, event_type: &str| {
+        let headers = [
+            JSON,
+            ("idempotency-key", "k"),
+            ("ce-specversion", "1.0"),
+            ("ce-id", id),
+            ("ce-source", "/x"),
+            ("ce-type", event_type),
+        ];
+        gateway.post(&path, &headers, "{}").await
+    };
+    for _ in 0..2 {
+        assert_eq!(post("1", "placed").await.status, 202);
+    }
+    for (id, event_type) in [("2", "placed"), ("1", "cancelled")] {
+        let other = post(id, event_type).await;
+        assert_eq!(other.problem(), (422, "idempotency-key-reused".to_owned(), None));
+    }
+    assert_eq!(gateway.records(&topic, 1).await.iter().flatten().count(), 1);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn of_events_of_which_one_is_not_taken_none_is_written() {
+    let (open, compacted) = ("events".to_owned(), "states".to_owned());
+    let specs = [
+        TopicSpec {
+            max_message_bytes: MAX_EVENT_BYTES,
+            ..TopicSpec::new(&open, 1)
+        },
+        TopicSpec {
+            cleanup: CleanupPolicy::Compact,
+            ..TopicSpec::new(&compacted, 1)
+        },
+    ];
+    let topics = [&open, &compacted].map(OpenTopic::new).to_vec();
+    let gateway = Gateway::start_on_topics(&specs, |config| config.events.topics = topics).await;
+    let large = format!(
+        r#"[{{"type":"a"}},{{"type":"b","data":"{}"}}]"#,
+        "x".repeat(MAX_EVENT_BYTES)
+    );
+    let keyless = r#"[{"type":"a","partitionkey":"p"},{"type":"b"}]"#.to_owned();
+    for (topic, body, expected) in [
+        (&open, large, (413, "event-too-large")),
+        (&compacted, keyless, (400, "bad-event")),
+    ] {
+        let path = format!("/v1/topics/{topic}/events");
+        for key in [None, Some(("idempotency-key", "k"))] {
+            let headers: Vec<_> = [JSON].into_iter().chain(key).collect();
+            let (status, code, _) = gateway.post(&path, &headers, body.clone()).await.problem();
+            assert_eq!((status, code.as_str()), expected, "{topic}");
+        }
+        let good = r#"{"type":"c","partitionkey":"p"}"#;
+        assert_eq!(gateway.post(&path, &[JSON], good).await.status, 202);
+        let records = gateway.records(topic, 1).await;
+        let types: Vec<&str> = records.iter().flatten().map(|record| text(record, "ce_type")).collect();
+        assert_eq!(types, ["c"], "{topic}");
+    }
     gateway.stop().await;
 }
 

@@ -146,8 +146,8 @@ impl Catalog {
         self.topic(&name.topic)?.partition(name.partition)
     }
 
-    /// The partition that a record goes to, when its topic takes it, and whose clock says when it was written.
-    pub(super) fn partition_for(&self, record: &ProducerRecord) -> Result<(Arc<Partition>, Timestamps)> {
+    /// The topic of a record, when it takes the record.
+    pub(super) fn topic_for(&self, record: &ProducerRecord) -> Result<Arc<Topic>> {
         let topic = self.topic(&record.topic)?;
         let size_bytes = record.size_bytes();
         if size_bytes > topic.settings.max_message_bytes {
@@ -158,12 +158,20 @@ impl Catalog {
                 max_bytes,
             });
         }
+        if record.key.is_none() && topic.settings.cleanup.compacts() {
+            return Err(Error::keyless(&topic.name));
+        }
+        if let Some(partition) = record.partition {
+            topic.partition(partition)?;
+        }
+        Ok(topic)
+    }
+
+    /// The partition that a record goes to, when its topic takes it, and whose clock says when it was written.
+    pub(super) fn partition_for(&self, record: &ProducerRecord) -> Result<(Arc<Partition>, Timestamps)> {
+        let topic = self.topic_for(record)?;
         let count = topic.partitions.len() as i32;
         let partition = match (&record.key, record.partition) {
-            (None, _) if topic.settings.cleanup != CleanupPolicy::Delete => Err(Error::InvalidTopic {
-                topic: topic.name.to_string(),
-                reason: "a compacted topic takes no record without a key".to_owned(),
-            }),
             (_, Some(partition)) => topic.partition(partition),
             (Some(key), None) => topic.partition(partition_for_key(key, count)),
             (None, None) => {

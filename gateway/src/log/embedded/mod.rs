@@ -278,6 +278,10 @@ impl EmbeddedLog {
 }
 
 impl EmbeddedProducer {
+    pub(super) fn check(&self, record: &ProducerRecord) -> Result<()> {
+        self.log.0.catalog.topic_for(record).map(drop)
+    }
+
     pub(super) async fn send(&self, record: ProducerRecord) -> Result<Delivery> {
         let kib = u32::try_from(record.size_bytes() / 1024)
             .unwrap_or(u32::MAX)

@@ -197,6 +197,7 @@ impl KafkaLog {
                 let known = KnownTopic {
                     partitions: found.partitions,
                     max_message_bytes: found.max_message_bytes,
+                    only_keyed: found.cleanup.compacts(),
                 };
                 lock(&self.0.topics).insert(topic.clone(), known);
                 Ok(known)
@@ -207,7 +208,7 @@ impl KafkaLog {
     /// Whether a record can be written, as far as that is known before it is tried.
     ///
     /// # Errors
-    /// [`Error::UnknownTopic`], [`Error::UnknownPartition`], [`Error::RecordTooLarge`].
+    /// [`Error::UnknownTopic`], [`Error::UnknownPartition`], [`Error::RecordTooLarge`], [`Error::InvalidTopic`].
     async fn check_record(&self, record: &ProducerRecord) -> Result<KnownTopic> {
         let known = self.known_topic(&record.topic).await?;
         match refusal(record, known) {
@@ -265,6 +266,7 @@ impl KafkaLog {
 struct KnownTopic {
     partitions: i32,
     max_message_bytes: usize,
+    only_keyed: bool,
 }
 
 fn refusal(record: &ProducerRecord, known: KnownTopic) -> Option<Error> {
@@ -275,6 +277,10 @@ fn refusal(record: &ProducerRecord, known: KnownTopic) -> Option<Error> {
             record.topic.clone(),
             partition,
         )));
+    }
+    // A broker refuses it, and with it all that stands in the same batch.
+    if record.key.is_none() && known.only_keyed {
+        return Some(Error::keyless(&record.topic));
     }
     let size_bytes = record.size_bytes();
     (size_bytes > known.max_message_bytes).then(|| Error::RecordTooLarge {
@@ -314,7 +320,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::DefaultProducerContext;
 
@@ -324,14 +330,26 @@ mod tests {
     pub(super) async fn on_mock_broker() -> (MockCluster<'static, DefaultProducerContext>, KafkaLog) {
         let cluster = MockCluster::new(1).expect("a mock broker");
         cluster.create_topic("t", 1, 1).expect("a topic");
-        let log = KafkaLog::connect(KafkaSettings::new(cluster.bootstrap_servers())).await;
+        let settings = KafkaSettings {
+            // It leaves unanswered what it does not know.
+            request_timeout: Duration::from_secs(2),
+            ..KafkaSettings::new(cluster.bootstrap_servers())
+        };
+        let log = KafkaLog::connect(settings).await;
         let log = log.expect("a connection");
         // It does not describe topics.
         let known = KnownTopic {
             partitions: 1,
             max_message_bytes: 1_000_000,
+            only_keyed: false,
         };
         lock(&log.0.topics).insert("t".into(), known);
         (cluster, log)
+    }
+
+    pub(crate) async fn producer_on_mock_broker() -> (MockCluster<'static, DefaultProducerContext>, Producer) {
+        let (cluster, log) = on_mock_broker().await;
+        let producer = log.producer(ProducerSettings::default()).await;
+        (cluster, producer.expect("a producer"))
     }
 }

@@ -93,6 +93,10 @@ fn make_client(log: &KafkaLog, settings: &ProducerSettings) -> Result<Arc<Client
 }
 
 impl KafkaProducer {
+    pub(in crate::log) async fn check(&self, record: &ProducerRecord) -> Result<()> {
+        self.0.log.check_record(record).await.map(drop)
+    }
+
     pub(in crate::log) async fn send(&self, record: ProducerRecord) -> Result<Delivery> {
         let shared = &self.0;
         if shared.closed.load(Ordering::Acquire) {
@@ -305,7 +309,7 @@ pub(super) fn delivery_error(
         },
         RDKafkaErrorCode::InvalidRecord => Error::InvalidTopic {
             topic: topic.to_owned(),
-            reason: "it does not take this record; a compacted topic takes none without a key".to_owned(),
+            reason: "it does not take this record".to_owned(),
         },
         code => Attempt {
             operation: "append to",

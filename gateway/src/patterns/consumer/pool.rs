@@ -167,12 +167,41 @@ async fn produce(producer: &Producer, sent: Vec<(usize, crate::log::ProducerReco
         (index, Failure { kind, message })
     };
     let mut deliveries = Vec::with_capacity(sent.len());
+    let mut refused = Ok(());
     for (index, record) in sent {
-        let delivery = producer.send(record).await.map_err(|error| failed(index, error))?;
-        deliveries.push((index, delivery));
+        match producer.send(record).await {
+            Ok(delivery) => deliveries.push((index, delivery)),
+            Err(error) => {
+                refused = Err(failed(index, error));
+                break;
+            }
+        }
     }
+    // Those before what was refused are done only when theirs is written.
     for (index, delivery) in deliveries {
         delivery.await.map_err(|error| failed(index, error))?;
     }
-    Ok(())
+    refused
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+    use crate::log::ProducerRecord;
+    use crate::log::kafka::tests::producer_on_mock_broker;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_comes_before_a_record_that_is_refused_is_waited_for() {
+        let (cluster, producer) = producer_on_mock_broker().await;
+        let to = |topic: &str| ProducerRecord::to(topic).value("v");
+        let sent = || vec![(0, to("t")), (1, to("t")), (2, to("elsewhere"))];
+        let (failed, _) = produce(&producer, sent()).await.expect_err("the third is refused");
+        assert_eq!(failed, 2);
+        let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::Produce, &[refusal]);
+        let (failed, _) = produce(&producer, sent()).await.expect_err("nothing was written");
+        assert_eq!(failed, 0);
+    }
 }

@@ -69,10 +69,7 @@ impl Scheduler {
         check_id(&schedule.id)?;
         let Takes { max_bytes, only_keyed } = self.takes(&schedule.event.topic).await?;
         if only_keyed && schedule.event.key.is_none() {
-            return Err(Error::Log(log::Error::InvalidTopic {
-                topic: schedule.event.topic.to_string(),
-                reason: "a compacted topic takes no record without a key".to_owned(),
-            }));
+            return Err(Error::Log(log::Error::keyless(&schedule.event.topic)));
         }
         let size_bytes = schedule.event.size_bytes() + ENVELOPE_BYTES;
         if size_bytes > max_bytes {

@@ -5,7 +5,7 @@ use http::{HeaderMap, Method, Uri, header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// SHA-256 of a request's method, path, query, content type and body, in hexadecimal.
+/// SHA-256 of a request's method, path, query, content type, `ce-` headers and body, in hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Fingerprint(String);
@@ -23,9 +23,17 @@ impl Fingerprinter {
             .map_or(&[][..], |value| value.as_bytes());
         let path_and_query = uri.path_and_query().map_or("", |path| path.as_str());
         for part in [method.as_str().as_bytes(), path_and_query.as_bytes(), content_type] {
-            // Where one part ends must not be a matter of opinion.
-            sha256.update((part.len() as u64).to_be_bytes());
-            sha256.update(part);
+            add(&mut sha256, part);
+        }
+        // A CloudEvent in binary mode has all but its data there.
+        let mut attributes: Vec<_> = headers
+            .iter()
+            .filter(|(name, _)| name.as_str().starts_with("ce-"))
+            .collect();
+        attributes.sort_by_key(|(name, _)| name.as_str());
+        for (name, value) in attributes {
+            add(&mut sha256, name.as_str().as_bytes());
+            add(&mut sha256, value.as_bytes());
         }
         Self(sha256)
     }
@@ -39,6 +47,12 @@ impl Fingerprinter {
     pub(crate) fn finish(self) -> Fingerprint {
         Fingerprint(HEXLOWER.encode(&self.0.finalize()))
     }
+}
+
+/// Adds a part, of which it is said where it ends: that must not be a matter of opinion.
+fn add(sha256: &mut Sha256, part: &[u8]) {
+    sha256.update((part.len() as u64).to_be_bytes());
+    sha256.update(part);
 }
 
 #[cfg(test)]
@@ -70,5 +84,24 @@ mod tests {
         for (index, other) in others.iter().enumerate() {
             assert_ne!(&request, other, "{index}");
         }
+    }
+
+    #[test]
+    fn the_attributes_of_a_cloud_event_in_binary_mode_count_in_any_order() {
+        let of = |attributes: &[(&'static str, &str)]| {
+            let headers = attributes.iter().map(|(name, value)| {
+                let value = value.parse().expect("a value");
+                (http::HeaderName::from_static(name), value)
+            });
+            Fingerprinter::new(&Method::POST, &Uri::from_static("/a"), &headers.collect()).finish()
+        };
+        let request = of(&[("ce-id", "1"), ("ce-type", "placed"), ("user-agent", "a")]);
+        assert_eq!(
+            request,
+            of(&[("ce-type", "placed"), ("ce-id", "1"), ("user-agent", "b")])
+        );
+        assert_ne!(request, of(&[("ce-id", "2"), ("ce-type", "placed")]));
+        assert_ne!(request, of(&[("ce-id", "1"), ("ce-type", "cancelled")]));
+        assert_ne!(request, of(&[("ce-id", "1")]));
     }
 }

@@ -178,7 +178,7 @@ impl Idempotency {
                 Some(standing) => standing,
                 None => match timeout_at(deadline, self.claim(&request, work)).await.map_err(late)?? {
                     Reply::Done(answer) => return Ok(answer),
-                    Reply::Failed(error) => return Err(events::refuse_too_large(error)),
+                    Reply::Failed(error) => return Err(events::refuse(error)),
                     Reply::Lost(back, standing) => {
                         work = *back;
                         standing
