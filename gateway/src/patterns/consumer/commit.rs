@@ -43,6 +43,8 @@ pub(super) struct Committer {
     transactions: Option<Transactions>,
     /// At most once: what is handled when its offsets are committed.
     unfed: Vec<(u64, Batch)>,
+    /// So many more batches are in the commit that is under way.
+    unfed_committing: usize,
     committing: bool,
     /// Something was done since the last commit began.
     touched: bool,
@@ -88,6 +90,14 @@ pub(super) struct Origin {
     pub(super) attempts: u32,
 }
 
+impl Sent {
+    /// With what it follows from, which it keeps in memory too.
+    fn size_bytes(&self) -> usize {
+        let origin = self.origin.as_ref().map_or(0, |origin| origin.record.size_bytes());
+        origin + self.record.size_bytes()
+    }
+}
+
 /// What became of a commit.
 pub(super) struct Outcome {
     marks: Vec<Mark>,
@@ -120,6 +130,7 @@ impl Committer {
             interval: settings.commit_interval,
             transactions,
             unfed: Vec::new(),
+            unfed_committing: 0,
             committing: false,
             touched: false,
             due: now,
@@ -136,7 +147,7 @@ impl Committer {
 
     /// Whether more records may be taken from the member.
     pub(super) fn may_take(&self) -> bool {
-        self.unfed.len() < WAITING_BATCHES
+        self.unfed.len() + self.unfed_committing < WAITING_BATCHES
     }
 
     /// Whether handlers may be called.
@@ -189,13 +200,14 @@ impl Committer {
     fn add(&mut self, partition: &TopicPartition, epoch: u64, origin: Option<Origin>, record: ProducerRecord) {
         self.touched = true;
         if let Some(transactions) = &mut self.transactions {
-            transactions.window_bytes += record.size_bytes();
-            transactions.window.push(Sent {
+            let sent = Sent {
                 partition: partition.clone(),
                 epoch,
                 origin,
                 record,
-            });
+            };
+            transactions.window_bytes += sent.size_bytes();
+            transactions.window.push(sent);
         }
     }
 
@@ -233,6 +245,7 @@ impl Committer {
         let now = Instant::now();
         self.begun = now;
         let unfed = std::mem::take(&mut self.unfed);
+        self.unfed_committing = unfed.len();
         for (epoch, batch) in &unfed {
             marks.retain(|mark| mark.partition != batch.partition);
             marks.push(Mark {
@@ -312,16 +325,18 @@ impl Committer {
             committed,
             result,
         } = outcome;
-        // Only what is still the member's tells: of what has gone, others may have committed the same, or more.
+        // Only what is still the member's tells: of what has gone, others may have committed the same, or more. And all of that: of
+        // a partition of which nothing was done, the transaction says what was committed before.
         let was_committed = |committed: Vec<_>| {
-            let current = marks.iter().find(|mark| is_current(&mark.partition, mark.epoch));
-            current.is_none_or(|mark| committed.contains(&(mark.partition.clone(), Some(mark.offset.clone()))))
+            let mut current = marks.iter().filter(|mark| is_current(&mark.partition, mark.epoch));
+            current.all(|mark| committed.contains(&(mark.partition.clone(), Some(mark.offset.clone()))))
         };
         let result = match committed.is_none_or(was_committed) {
             true => result,
             false => Err(log::Error::Aborted("its offsets were not committed".to_owned())),
         };
         self.committing = false;
+        self.unfed_committing = 0;
         let now = Instant::now();
         if let Some(transactions) = &mut self.transactions {
             transactions.producer = producer;
@@ -347,7 +362,10 @@ impl Committer {
         self.unfed.splice(0..0, unfed);
         if let Some(transactions) = &mut self.transactions {
             match error {
-                log::Error::Indefinite(_) => transactions.undecided = Some((marks.clone(), sent)),
+                // Who is fenced may have committed before, and not heard of it.
+                log::Error::Indefinite(_) | log::Error::Fenced(_) => {
+                    transactions.undecided = Some((marks.clone(), sent));
+                }
                 _ => transactions.put_back(sent, is_current),
             }
         }
@@ -358,15 +376,22 @@ impl Committer {
     /// its partition; `None`: no record of the window is the reason.
     pub(super) fn take_refused(&mut self, error: &log::Error) -> Option<(TopicPartition, u64, Origin)> {
         let topic = refused_topic(error)?;
-        let least_bytes = match error {
-            log::Error::RecordTooLarge { size_bytes, .. } => *size_bytes,
-            _ => 0,
+        let may_be = |record: &ProducerRecord| match error {
+            log::Error::RecordTooLarge { size_bytes, .. } => record.size_bytes() >= *size_bytes,
+            log::Error::UnknownPartition(unknown) => record.partition == Some(unknown.partition),
+            _ => true,
+        };
+        // Most often a topic refuses what has no key, because it is compacted.
+        let suspicion = |record: &ProducerRecord| {
+            let keyless = matches!(error, log::Error::InvalidTopic { .. }) && record.key.is_none();
+            (keyless, record.size_bytes())
         };
         let transactions = self.transactions.as_mut()?;
-        let refused = transactions.window.iter().filter(|sent| {
-            *sent.record.topic == *topic && sent.origin.is_some() && sent.record.size_bytes() >= least_bytes
-        });
-        let refused = refused.max_by_key(|sent| sent.record.size_bytes())?;
+        let refused = transactions
+            .window
+            .iter()
+            .filter(|sent| *sent.record.topic == *topic && sent.origin.is_some() && may_be(&sent.record));
+        let refused = refused.max_by_key(|sent| suspicion(&sent.record))?;
         let (partition, epoch) = (refused.partition.clone(), refused.epoch);
         let offset = refused.origin.as_ref().map(|origin| origin.record.offset);
         let all = transactions.window.extract_if(.., |sent| {
@@ -402,7 +427,7 @@ impl Transactions {
     }
 
     fn count(&mut self) {
-        self.window_bytes = self.window.iter().map(|sent| sent.record.size_bytes()).sum();
+        self.window_bytes = self.window.iter().map(Sent::size_bytes).sum();
     }
 }
 
@@ -537,7 +562,11 @@ mod tests {
         let (_, result) = committer.end(asked([10, 5]), is_current);
         assert!(matches!(result, Err(log::Error::Aborted(_))), "it was not committed");
         assert_eq!(waiting(&committer), 1, "only what is the member's is sent again");
+        // Nothing was done of partition 0: it stands where it stood, whether or not this was committed.
+        let (_, result) = committer.end(asked([10, 5]), |_, _| true);
+        assert!(matches!(result, Err(log::Error::Aborted(_))), "it was not committed");
         // With nothing left that is the member's there is nothing to send either.
+        committer.forget(&partition(0));
         committer.forget(&partition(1));
         let (_, result) = committer.end(asked([0, 0]), |_, _| false);
         result.expect("nobody minds");
@@ -545,22 +574,119 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_done_while_an_unknown_end_is_looked_up_is_due_after_it() {
+    async fn whether_it_had_committed_before_it_was_fenced_is_looked_up() {
         let (_folder, log) = open_log().await;
         let settings = ConsumerBuilder::new("group", ["orders"]).guarantee(DeliveryGuarantee::ExactlyOnce);
+        let mut committer = Committer::new(&log, &settings).await.expect("a committer");
+        let waiting = |committer: &Committer| committer.transactions.as_ref().map_or(0, |own| own.window.len());
+        for (committed, again) in [([10, 10], 0), ([5, 5], 2)] {
+            let fenced = Outcome {
+                result: Err(log::Error::Fenced("group-0".to_owned())),
+                committed: None,
+                ..asked([0, 0])
+            };
+            committer.end(fenced, |_, _| true).1.expect_err("it is fenced");
+            assert_eq!(waiting(&committer), 0, "nothing is sent before that is known");
+            let own = committer.transactions.as_mut().expect("it has transactions");
+            own.undecided.take().expect("it is looked up");
+            let (_, result) = committer.end(asked(committed), |_, _| true);
+            assert_eq!((result.is_err(), waiting(&committer)), (again > 0, again));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_its_offsets_is_bounded_while_they_cannot_be_committed() {
+        let (_folder, log) = open_log().await;
+        let settings = ConsumerBuilder::new("group", ["orders"]).guarantee(DeliveryGuarantee::AtMostOnce);
+        let mut committer = Committer::new(&log, &settings).await.expect("a committer");
+        let members = join(&log, &settings).await;
+        let batch = || Batch {
+            partition: partition(0),
+            records: Vec::new(),
+            next_offset: NextOffset(10),
+            caught_up: false,
+        };
+        for _ in 0..3 {
+            while committer.may_take() {
+                committer.commit_first(1, batch());
+            }
+            drop(committer.begin(&members, Vec::new()).expect("a commit"));
+            assert!(!committer.may_take(), "what is being committed counts");
+            let failed = Outcome {
+                marks: Vec::new(),
+                sent: Vec::new(),
+                unfed: (0..WAITING_BATCHES).map(|_| (1, batch())).collect(),
+                producer: None,
+                committed: None,
+                result: Err(log::Error::Unavailable("no coordinator".to_owned())),
+            };
+            committer.end(failed, |_, _| true).1.expect_err("it failed");
+            assert_eq!(committer.unfed.len(), WAITING_BATCHES);
+        }
+    }
+
+    #[tokio::test]
+    async fn of_what_a_topic_refuses_that_is_blamed_which_can_be_the_reason() {
+        let (_folder, log) = open_log().await;
+        let settings = ConsumerBuilder::new("group", ["orders"]).guarantee(DeliveryGuarantee::ExactlyOnce);
+        let mut committer = Committer::new(&log, &settings).await.expect("a committer");
+        let mut offset = 0;
+        let mut send = |committer: &mut Committer, record: ProducerRecord| {
+            let origin = Record {
+                offset,
+                timestamp_ms: 0,
+                key: None,
+                value: Some(vec![b'x'; 1000].into()),
+                headers: log::Headers::new(),
+            };
+            offset += 1;
+            committer.add(
+                &partition(0),
+                1,
+                Some(Origin {
+                    record: origin,
+                    attempts: 1,
+                }),
+                record,
+            );
+        };
+        let to = || ProducerRecord::to("totals").value("a long value");
+        send(&mut committer, to().key("a"));
+        send(&mut committer, ProducerRecord::to("totals").value("1"));
+        send(&mut committer, to().key("b").partition(7));
+        send(&mut committer, to().key("c"));
+        let own = committer.transactions.as_ref().expect("it has transactions");
+        assert!(own.window_bytes > 4000, "what they follow from is kept in memory too");
+        let keyless = log::Error::keyless("totals");
+        let blamed = committer
+            .take_refused(&keyless)
+            .map(|(_, _, origin)| origin.record.offset);
+        assert_eq!(blamed, Some(1));
+        let unknown = log::Error::UnknownPartition(TopicPartition::new("totals", 7));
+        let blamed = committer
+            .take_refused(&unknown)
+            .map(|(_, _, origin)| origin.record.offset);
+        assert_eq!(blamed, Some(2));
+    }
+
+    async fn join(log: &Log, settings: &ConsumerBuilder) -> Members {
         let apply = async |topics: &[TopicSpec]| {
             let plan = log.plan_topics(topics).await.expect("a plan");
             log.apply_topics(&plan).await.expect("topics");
         };
         apply(&[TopicSpec::new("orders", 2)]).await;
-        apply(&settings.topics(&log).await.expect("topics")).await;
+        apply(&settings.topics(log).await.expect("topics")).await;
         let topics = ["orders".to_owned()];
-        let routes = Routes::new(&log, "group", &topics, &RetryPolicy::None)
-            .await
-            .expect("routes");
-        let members = Members::join(&log, &settings, &routes, Duration::from_secs(1))
-            .await
-            .expect("members");
+        let routes = Routes::new(log, "group", &topics, &RetryPolicy::None).await;
+        let members = Members::join(log, settings, &routes.expect("routes"), Duration::from_secs(1)).await;
+        members.expect("members")
+    }
+
+    #[tokio::test]
+    async fn what_is_done_while_an_unknown_end_is_looked_up_is_due_after_it() {
+        let (_folder, log) = open_log().await;
+        let settings = ConsumerBuilder::new("group", ["orders"]).guarantee(DeliveryGuarantee::ExactlyOnce);
+        let members = join(&log, &settings).await;
         let mut committer = Committer::new(&log, &settings).await.expect("a committer");
         let unknown = Outcome {
             result: Err(log::Error::Indefinite("cut off".to_owned())),
