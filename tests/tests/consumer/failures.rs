@@ -34,6 +34,7 @@ on_both_logs!(
     topics_that_do_not_exist_or_forget_too_early_or_have_their_writers_times_are_refused,
     in_a_transaction_what_fails_leaves_with_its_offset,
     in_a_batch_only_the_record_that_fails_is_a_dead_letter,
+    a_batch_that_panics_or_is_too_slow_is_the_failure_of_one_record,
 );
 
 fn ms(ms: u64) -> Duration {
@@ -612,6 +613,39 @@ impl BatchHandler for Sums {
             None => Ok(()),
         }
     }
+}
+
+/// Panics at some records and is too slow at others, without a word about which.
+struct Silent;
+
+impl BatchHandler for Silent {
+    async fn handle(&self, _: &mut Context, records: &[Record]) -> Result<(), BatchError> {
+        for record in records {
+            assert!(number(record) % 20 != 3, "one of them is hopeless");
+            if number(record) % 20 == 13 {
+                std::future::pending::<()>().await;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn a_batch_that_panics_or_is_too_slow_is_the_failure_of_one_record(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    bench.append_many(60, |number| number.to_string()).await;
+    let builder = bench
+        .builder()
+        .order(ProcessingOrder::Partition)
+        .handler_timeout(ms(100));
+    bench.make_topics(&builder).await;
+    let consumer = builder.start_batches(&bench.log, 16, Silent).await.expect("a consumer");
+    bench.caught_up().await;
+    consumer.shutdown().await.expect("a good end");
+    let dead: Vec<_> = (0..60).filter(|number| number % 10 == 3).collect();
+    assert_eq!(
+        numbers(bench.read(&dead_letter_topic(&bench.topic, &bench.group)).await),
+        dead
+    );
 }
 
 async fn in_a_batch_only_the_record_that_fails_is_a_dead_letter(engine: Engine) {

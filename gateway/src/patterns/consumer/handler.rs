@@ -24,7 +24,8 @@ pub trait Handler: Send + Sync + 'static {
 
 /// Handles several records of one partition at once: those that stand one behind the other, or in key order those of one key.
 pub trait BatchHandler: Send + Sync + 'static {
-    /// Does what the records ask for. When it returns `Ok`, all of them are done.
+    /// Does what the records ask for. When it returns `Ok`, all of them are done. After a panic or a timeout it is called again with the
+    /// first half of them, until it shows of which record that is the failure.
     fn handle(&self, context: &mut Context, records: &[Record]) -> impl Future<Output = Result<(), BatchError>> + Send;
 }
 
@@ -240,7 +241,7 @@ impl<H: BatchHandler> AnyHandler for Batches<H> {
                 return handled;
             }
             let mut records = records;
-            // Each further call is for those before the failed one: they are the same batch, however long it takes.
+            // Each further call is for the first ones of the same batch, however long it takes.
             while !records.is_empty() {
                 let mut context = Context::new(partition.clone());
                 context.attempt = attempts.first;
@@ -252,6 +253,12 @@ impl<H: BatchHandler> AnyHandler for Batches<H> {
                         break;
                     }
                     Ok(Err(BatchError { index, error })) => (index.min(records.len() - 1), Failure::of(error)),
+                    // Whose fault it is the handler did not say: it shows among fewer.
+                    Err(_) if records.len() > 1 => {
+                        handled.failure = None;
+                        records = &records[..records.len() / 2];
+                        continue;
+                    }
                     Err(failure) => (0, Some(failure)),
                 };
                 if context.sent.is_empty() || failed == 0 {
