@@ -146,8 +146,10 @@ pub(super) enum GroupCommand {
     Release {
         partitions: Vec<TopicPartition>,
     },
+    /// `departures` as in `Metadata`.
     Commit {
         offsets: Vec<(TopicPartition, CommittedOffset)>,
+        departures: u64,
         reply: oneshot::Sender<Result<()>>,
     },
     Committed {
@@ -241,12 +243,18 @@ impl GroupMember {
     /// Commits where the group goes on, and returns when that is acknowledged.
     ///
     /// # Errors
-    /// [`Error::UnknownMember`] when one of the partitions is no longer the member's: nothing of the call is committed.
+    /// [`Error::UnknownMember`] when one of the partitions is no longer the member's, or any has gone that the application did not
+    /// know to be gone when it called: nothing of the call is committed.
     pub fn commit(
         &self,
         offsets: Vec<(TopicPartition, CommittedOffset)>,
     ) -> impl Future<Output = Result<()>> + Send + use<> {
-        self.ask(|reply| GroupCommand::Commit { offsets, reply })
+        let departures = self.departures.load(Ordering::Relaxed);
+        self.ask(move |reply| GroupCommand::Commit {
+            offsets,
+            departures,
+            reply,
+        })
     }
 
     /// What the group has committed for each of the partitions, in their order; `None` where it has committed nothing.

@@ -358,6 +358,41 @@ pub async fn refuses_the_commit_of_a_partition_it_does_not_own(log: Log) {
     assert!(unowned.is_ok(), "{unowned:?}");
 }
 
+/// What was taken away and has come back is another assignment: it begins where somebody else may have left it.
+pub async fn refuses_the_commit_of_an_assignment_that_is_over(log: Log) {
+    let (topic, group) = (new_topic(&log, 2).await, unique("group"));
+    append_values(&log, &topic, ["0", "1", "2", "3"]).await;
+    let settings = GroupSettings {
+        release_timeout: Duration::from_millis(200),
+        ..GroupSettings::new(&group, [topic.as_str()])
+    };
+    let mut member = within("a member", log.join_group(settings)).await.expect("a member");
+    assert_eq!(assignment(&mut member).await.len(), 2);
+    let mut other = join(&log, &group, &topic).await;
+    let moved = assignment(&mut other).await;
+    drop(other);
+    let is_back = async {
+        loop {
+            let groups = log.groups().await.expect("groups");
+            let found = groups.iter().find(|found| found.group == group).expect("the group");
+            let partitions = found.members.iter().map(|member| member.partitions.len());
+            if partitions.collect::<Vec<_>>() == [2] {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    within("the member has all again", is_back).await;
+    // For the member to hear of it. The application has not looked since the first assignment.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let offsets: Vec<_> = moved.into_keys().map(|partition| (partition, committed(1))).collect();
+    let refused = within("a refusal", member.commit(offsets.clone())).await;
+    assert!(matches!(refused, Err(Error::UnknownMember { .. })), "{refused:?}");
+    assert_eq!(assignment(&mut member).await.len(), offsets.len());
+    let known = within("a commit", member.commit(offsets)).await;
+    assert!(known.is_ok(), "{known:?}");
+}
+
 /// Members and lag of a group can be seen from outside.
 pub async fn is_listed_with_its_lag(log: Log) {
     let (topic, group) = (new_topic(&log, 1).await, unique("group"));

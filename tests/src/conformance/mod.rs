@@ -57,6 +57,7 @@ macro_rules! conformance {
             group: reads_each_record_once_however_often_it_pauses,
             group: reads_what_stays_while_what_goes_is_not_released,
             group: refuses_the_commit_of_a_partition_it_does_not_own,
+            group: refuses_the_commit_of_an_assignment_that_is_over,
             group: is_listed_when_one_of_its_topics_is_gone,
             group: is_listed_with_its_lag,
             group: shows_partitions_without_an_offset,

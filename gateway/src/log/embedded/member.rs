@@ -38,6 +38,7 @@ pub(super) fn start(log: EmbeddedLog, settings: GroupSettings) -> Result<GroupMe
         events,
         cursors,
         revoked: HashMap::new(),
+        departures: 0,
     };
     tokio::spawn(task.run(stopping));
     Ok(GroupMember::new(group, commands, event_queue))
@@ -72,6 +73,8 @@ struct MemberTask {
     cursors: Cursors,
     /// Partitions that the member was told to release, and when they are taken all the same.
     revoked: HashMap<i64, (TopicPartition, Instant)>,
+    /// How often partitions have gone: released, or lost.
+    departures: u64,
 }
 
 impl MemberTask {
@@ -149,6 +152,7 @@ impl MemberTask {
             .map(|cursor| cursor.partition.name.clone())
             .collect();
         if !lost.is_empty() {
+            self.departures += 1;
             self.tell(MemberEvent::Lost(lost)).await?;
         }
         if !taken.is_empty() {
@@ -226,6 +230,7 @@ impl MemberTask {
                 .release(&self.membership.settings.group, self.membership.member, row);
         }
         if !lost.is_empty() {
+            self.departures += 1;
             // A member that is gone has nothing to lose; the next event finds that out.
             let _ = self.tell(MemberEvent::Lost(lost)).await;
         }
@@ -244,6 +249,7 @@ impl MemberTask {
                 let _ = reply.send(subscribed);
             }
             GroupCommand::Release { partitions } => {
+                self.departures += 1;
                 let Membership { log, settings, member } = &self.membership;
                 let released = self.revoked.extract_if(|_, (name, _)| partitions.contains(name));
                 let released: Vec<i64> = released.map(|(row, _)| row).collect();
@@ -251,7 +257,10 @@ impl MemberTask {
                     log.coordinator().release(&settings.group, *member, row);
                 }
             }
-            GroupCommand::Commit { offsets, reply } => {
+            GroupCommand::Commit { departures, reply, .. } if departures != self.departures => {
+                let _ = reply.send(Err(self.unknown_member()));
+            }
+            GroupCommand::Commit { offsets, reply, .. } => {
                 // The writer answers; this task need not wait.
                 match self.member_offsets(offsets) {
                     Ok(offsets) => self.membership.log.commit_offsets(offsets, reply).await,
@@ -277,6 +286,9 @@ impl MemberTask {
             GroupCommand::Resume { partitions, reply } => {
                 let _ = reply.send(self.set_paused(&partitions, false));
             }
+            GroupCommand::Metadata { departures, reply } if departures != self.departures => {
+                let _ = reply.send(Err(self.unknown_member()));
+            }
             GroupCommand::Metadata { reply, .. } => {
                 let engine = EmbeddedGroupMetadata {
                     group: self.membership.settings.group.clone(),
@@ -286,6 +298,12 @@ impl MemberTask {
                     engine: GroupMetadataEngine::Embedded(engine),
                 }));
             }
+        }
+    }
+
+    fn unknown_member(&self) -> Error {
+        Error::UnknownMember {
+            group: self.membership.settings.group.clone(),
         }
     }
 
@@ -311,11 +329,8 @@ impl MemberTask {
     }
 
     fn seek(&mut self, name: &TopicPartition, to: i64, seek: u64) -> Result<()> {
-        let group = self.membership.settings.group.clone();
-        let cursor = self
-            .cursors
-            .find(&name.topic, name.partition)
-            .ok_or(Error::UnknownMember { group })?;
+        let unknown = self.unknown_member();
+        let cursor = self.cursors.find(&name.topic, name.partition).ok_or(unknown)?;
         let (partition, paused) = (cursor.partition.clone(), cursor.paused);
         if !(partition.start()..=partition.end()).contains(&to) {
             return Err(partition.out_of_range(to));

@@ -148,6 +148,7 @@ struct MemberThread {
 
 struct Commit {
     offsets: Vec<(TopicPartition, CommittedOffset)>,
+    departures: u64,
     reply: oneshot::Sender<Result<()>>,
 }
 
@@ -506,8 +507,16 @@ impl MemberThread {
                     unreleased.retain(|partition| !partitions.contains(partition));
                 }
             }
-            GroupCommand::Commit { offsets, reply } => {
-                self.commits.push_back(Commit { offsets, reply });
+            GroupCommand::Commit {
+                offsets,
+                departures,
+                reply,
+            } => {
+                self.commits.push_back(Commit {
+                    offsets,
+                    departures,
+                    reply,
+                });
                 self.commit_next();
             }
             GroupCommand::Committed { partitions, reply } => {
@@ -556,10 +565,17 @@ impl MemberThread {
     /// Begins the next commit if none is under way. In a rebalance one can take a second, in which records flow on.
     fn commit_next(&mut self) {
         while !self.is_committing()
-            && let Some(Commit { offsets, reply }) = self.commits.pop_front()
+            && let Some(commit) = self.commits.pop_front()
         {
+            let Commit {
+                offsets,
+                departures,
+                reply,
+            } = commit;
             let is_owned = |of: &TopicPartition| self.owned.iter().any(|owned| owned.buffer.partition == *of);
-            if !offsets.iter().all(|(partition, _)| is_owned(partition)) {
+            // What has gone may have come again: the offset is then of another assignment.
+            let is_known = departures == self.departures;
+            if !is_known || !offsets.iter().all(|(partition, _)| is_owned(partition)) {
                 let _ = reply.send(Err(self.unknown_member()));
                 continue;
             }

@@ -198,6 +198,9 @@ impl Runner {
     async fn event(&mut self, event: log::Result<GroupEvent>) -> Result<(), Error> {
         match event {
             Ok(GroupEvent::Assigned(partitions)) => {
+                // A pause that was asked for in an assignment before this one may have come after it.
+                let names = partitions.iter().map(|(partition, _)| partition.clone());
+                self.members.resume(names.collect()).await?;
                 for (partition, start) in partitions {
                     self.assign(partition, start);
                 }
