@@ -31,6 +31,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use error::Error;
 
+/// After so many looks in a row that did not find a topic there is none: a broker that starts does not know it yet, nor one that was not
+/// told yet of what was just created.
+const MISSED_LOOKS: u32 = 3;
+
+/// How long after one another these are.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

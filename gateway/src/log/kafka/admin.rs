@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rdkafka::Offset;
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{
-    AdminOptions, NewPartitions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
+    AdminOptions, ConfigResource, NewPartitions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::Client;
 use rdkafka::config::FromClientConfigAndContext;
@@ -77,22 +77,25 @@ impl KafkaLog {
         }
     }
 
+    async fn topic_settings(&self, topic: &str, within: Duration) -> Result<ConfigResource> {
+        let attempt = self.attempt("describe", Resource::Topic(topic));
+        let resource = [ResourceSpecifier::Topic(topic)];
+        let options = AdminOptions::new().request_timeout(Some(within));
+        let found = self.0.admin.describe_configs(&resource, &options).await;
+        found
+            .map_err(|error| attempt.error(&error))?
+            .pop()
+            .ok_or_else(|| attempt.code(RDKafkaErrorCode::UnknownTopicOrPartition))?
+            .map_err(|code| attempt.code(code))
+    }
+
     async fn try_describe_topic(&self, topic: &str, within: Duration) -> Result<TopicDescription> {
         let attempt = self.attempt("describe", Resource::Topic(topic));
         let (log, name) = (self.clone(), topic.to_owned());
         let (id, partitions) = blocking(move || admin_request::describe_topic(log.0.admin.inner(), &name, within))
             .await?
             .map_err(|error| attempt.error(&error))?;
-        let resource = [ResourceSpecifier::Topic(topic)];
-        let settings = self
-            .0
-            .admin
-            .describe_configs(&resource, &AdminOptions::new().request_timeout(Some(within)))
-            .await
-            .map_err(|error| attempt.error(&error))?
-            .pop()
-            .ok_or_else(|| attempt.code(RDKafkaErrorCode::UnknownTopicOrPartition))?
-            .map_err(|code| attempt.code(code))?;
+        let settings = self.topic_settings(topic, within).await?;
         let value = |name: &str| {
             settings
                 .get(name)
@@ -377,13 +380,24 @@ impl KafkaLog {
 
     async fn alter_topic(&self, topic: &str, setting: &'static str, value: &str) -> Result<()> {
         let attempt = self.attempt("alter", Resource::Topic(topic));
-        let (log, name, value) = (self.clone(), topic.to_owned(), value.to_owned());
+        let (log, name, to) = (self.clone(), topic.to_owned(), value.to_owned());
         let within = self.0.settings.request_timeout;
-        blocking(move || admin_request::alter_topic(log.0.admin.inner(), &name, setting, &value, within))
+        blocking(move || admin_request::alter_topic(log.0.admin.inner(), &name, setting, &to, within))
             .await?
             .map_err(|error| attempt.error(&error))?;
         self.forget_topic(topic);
-        Ok(())
+        // A broker may answer with the setting of before for a moment.
+        let deadline = Instant::now() + within;
+        loop {
+            let settings = self.topic_settings(topic, within).await?;
+            if settings.get(setting).and_then(|entry| entry.value.as_deref()) == Some(value) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(attempt.code(RDKafkaErrorCode::OperationTimedOut));
+            }
+            tokio::time::sleep(PROPAGATION_STEP).await;
+        }
     }
 
     /// Waits until the brokers agree that a topic is as `done` wants it; it is given the number of partitions, 0 while

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::partition::Link;
-use super::Error;
+use super::{Error, LOOK_EVERY, MISSED_LOOKS};
 use crate::log::{
     self, Batch, CommittedOffset, GroupEvent, GroupMember, GroupMetadata, GroupSettings, Log, NextOffset,
     ProducerRecord, Record, StartAt, TopicDescription, TopicPartition,
@@ -36,12 +36,6 @@ const REQUESTS: usize = 64;
 
 /// How long a partition rests whose task panicked.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
-
-/// After so many looks in a row that did not find the topic it is gone, as for a table: a broker that starts does not know it yet.
-const MISSED_LOOKS: u32 = 3;
-
-/// How long after one another these are.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What owners keep of partitions.
 pub(crate) trait Store: Send + Sync + 'static {

@@ -135,8 +135,15 @@ impl<'a, S: Store> Partition<'a, S> {
                 "retention has deleted commands before they were applied"
             );
         }
+        let has_no_offset = committed.is_none();
         let committed = committed.unwrap_or(link.assigned).max(start);
         let state = store.store.restore(number, &noted).await?;
+        if has_no_offset && state.len() > 0 {
+            tracing::error!(
+                topic = %link.partition.topic, partition = number, offset = committed.0, keys = state.len(),
+                "the group has lost its offset: commands from there on may have been applied before"
+            );
+        }
         link.rewind(committed).await?;
         tracing::info!(
             store = store.settings.name,

@@ -26,6 +26,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 pub use self::database::{Database, DatabaseError};
@@ -33,10 +34,10 @@ pub use self::view::{Change, ColumnType, ViewSpec};
 
 use self::follower::{Ended, Follower};
 use self::generations::{Generation, Generations};
-use super::Error;
 use super::consumer::Cause;
 use super::dead_letter::{self, KEEP_DEAD_LETTERS, dead_letter_topic};
 use super::retry::BackOff;
+use super::{Error, LOOK_EVERY, MISSED_LOOKS};
 use crate::log::{self, Log, Producer, ProducerSettings, Record, TopicDescription, TopicSpec};
 
 /// First and longest wait before what failed is tried again.
@@ -170,7 +171,8 @@ impl Projection {
         Ok(Generations::new(database.clone(), view, 0, []).remove().await?)
     }
 
-    /// Waits until readers see a view of this version, complete up to where its topics ended when the projection began, or further.
+    /// Waits until readers see a view of this version. One that is new by then is complete up to where its topics ended when its building
+    /// began, or further; one that was there before is as it was left, and is being brought up to date.
     ///
     /// # Errors
     /// [`log::Error::Closed`] when the projection has ended; [`Projection::ended`] says why.
@@ -351,6 +353,17 @@ pub fn projection_of_group(group: &str) -> Option<&str> {
 
 /// The topics, which have to exist with those of their dead letters.
 async fn described(log: &Log, settings: &ProjectionSettings) -> Result<BTreeMap<String, TopicDescription>, Error> {
+    let mut looks = 0;
+    loop {
+        match look(log, settings).await {
+            Err(Error::MissingTopics(_)) if looks < MISSED_LOOKS => looks += 1,
+            looked => return looked,
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn look(log: &Log, settings: &ProjectionSettings) -> Result<BTreeMap<String, TopicDescription>, Error> {
     let (mut topics, mut missing) = (BTreeMap::new(), Vec::new());
     for topic in &settings.topics {
         let letters = dead_letter_topic(topic, &settings.group);
