@@ -4,6 +4,7 @@
 //! [`KafkaCluster::start`] make brokers of one's own, to be killed, paused and restarted. Ports are free ones, data lies in a
 //! temporary folder, and a watchdog process ends a broker whose test process is gone, however that ended.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -371,18 +372,18 @@ log.segment.delete.delay.ms=500
 }
 
 /// Free ports below the range from which the system takes those of outgoing connections, so that a broker that is down for a
-/// while finds its own free again.
+/// while finds its own free again. No other test of this process is given them, however long it takes until they are bound.
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    // Held together until all are found, so that they differ.
-    let listeners: [TcpListener; N] = std::array::from_fn(|_| {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    std::array::from_fn(|_| {
         loop {
             let port = rand::rng().random_range(20_000..32_000);
-            if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-                break listener;
+            if TcpListener::bind(("127.0.0.1", port)).is_ok() && given.insert(port) {
+                break port;
             }
         }
-    });
-    listeners.map(|listener| listener.local_addr().expect("a bound port").port())
+    })
 }
 
 fn quiet_client(brokers: &str) -> BaseConsumer {

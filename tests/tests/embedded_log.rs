@@ -24,8 +24,8 @@ const KILLS: usize = 4;
 const ENOUGH: usize = 50;
 /// The largest file of a worker whose disk is full soon.
 const SMALL_DISK_BYTES: u64 = 6 * 1024 * 1024;
-/// Well above what the write-ahead log grows to, and well below all that is written when 60 MB are deleted.
-const WAL_BYTES: u64 = 48 * 1024 * 1024;
+/// Well above what the write-ahead log grows to, also on a slow disk, and well below all that is written when 180 MB are deleted.
+const WAL_BYTES: u64 = 128 * 1024 * 1024;
 const HOUR_MS: i64 = 60 * 60 * 1000;
 
 // --- kills, a second process, a full disk -----------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ async fn compaction_leaves_the_last_of_each_key_at_its_offset_and_readers_in_the
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_moves_the_start_and_whoever_it_overtakes_is_told() {
     // More than a reader reads ahead, and whole segments of the time index.
-    const OLD: i64 = 20 * 1024;
+    const OLD: i64 = 60 * 1024;
     let (folder, log) = open_with_busy_cleaner().await;
     let mut spec = TopicSpec::new("t", 1);
     spec.retention = None;

@@ -296,7 +296,8 @@ async fn paused_it_handles_nothing_and_drained_it_has_committed_all(engine: Engi
 
 async fn a_slow_handler_keeps_its_member_and_memory_is_bounded(engine: Engine) {
     let bench = Bench::new(engine, 1).await;
-    const COUNT: usize = 40_000;
+    // Much more than the log's client reads ahead: some ten batches of up to 4000 records.
+    const COUNT: usize = 120_000;
     bench.append_many(COUNT, |number| number.to_string()).await;
     let gate = Arc::new(Semaphore::new(0));
     let calls = Calls::default();
