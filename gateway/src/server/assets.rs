@@ -17,7 +17,7 @@ use super::{App, Error};
 const CONTENT_SECURITY_POLICY: &str =
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'";
 
-/// A file of `web/`.
+/// A file of `web/public/`.
 struct Asset {
     path: &'static str,
     content_type: &'static str,

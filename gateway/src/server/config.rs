@@ -575,7 +575,7 @@ const SETTINGS: &[Setting] = &[
     Setting { key: "http.max_headers", help: "fields of a request's head [64]", read: |c, v| put_positive(v, &mut c.http.max_headers) },
     Setting { key: "http.stall_timeout_ms", help: "time without a byte of a body [10000]", read: |c, v| put_duration(v, 1, &mut c.http.stall_timeout) },
     Setting { key: "http.max_connections", help: "connections at a time [80 % of the limit of open files]", read: |c, v| put_some(v, &mut c.http.max_connections) },
-    Setting { key: "http.shutdown_grace_ms", help: "time for connections to end at shutdown [30000]", read: |c, v| put_duration(v, 1, &mut c.http.shutdown_grace) },
+    Setting { key: "http.shutdown_grace_ms", help: "time for connections to end at shutdown, and then for tasks [30000]", read: |c, v| put_duration(v, 1, &mut c.http.shutdown_grace) },
     Setting { key: "events.max_body_bytes", help: "size of a body with events [262144]", read: |c, v| put_positive(v, &mut c.events.max_body_bytes) },
     Setting { key: "events.deadline_ms", help: "time for the log to acknowledge events [10000]", read: |c, v| put_duration(v, 1, &mut c.events.deadline) },
     Setting { key: "events.topics", help: "topics to which events may be posted, such as orders,clicks:telemetry [none]", read: |c, v| put_topics(v, &mut c.events.topics) },
@@ -738,7 +738,8 @@ impl Config {
     }
 
     fn read_variable(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
-        if name == "BARNABAS_CONFIG" {
+        // The file is read already; where the gateway is asks the command line.
+        if ["BARNABAS_CONFIG", "BARNABAS_GATEWAY"].contains(&name) {
             return Ok(());
         }
         if let Some(setting) = SETTINGS.iter().find(|setting| setting.variable() == name) {
@@ -1045,7 +1046,11 @@ mod tests {
     #[test]
     fn flags_win_over_the_environment_and_that_over_the_file() {
         let file = "listen = \"127.0.0.1:1\"\n[http]\nmax_headers = 1\nheader_timeout_ms = 1";
-        let environment = [("BARNABAS_LISTEN", "127.0.0.1:2"), ("BARNABAS_HTTP_MAX_HEADERS", "2")];
+        let environment = [
+            ("BARNABAS_LISTEN", "127.0.0.1:2"),
+            ("BARNABAS_HTTP_MAX_HEADERS", "2"),
+            ("BARNABAS_GATEWAY", "http://127.0.0.1:4"),
+        ];
         let config = read(file, &environment, &["--listen=127.0.0.1:3"]).expect("settings");
         assert_eq!(config.listen.address.port(), 3);
         assert_eq!(config.http.max_headers, 2);

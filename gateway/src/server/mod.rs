@@ -211,7 +211,7 @@ impl Server {
         self.address
     }
 
-    /// Answers requests until told to stop, then drains: no new connections, the open ones end, then the tasks, all within the
+    /// Answers requests until told to stop, then drains: no new connections, the open ones end, then the tasks, each within the
     /// grace period.
     pub async fn serve(self) {
         tracing::info!(address = %self.address, "listening on http://{}", self.address);
