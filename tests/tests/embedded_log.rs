@@ -16,6 +16,7 @@ use barnabas_tests::process::{Process, program};
 use barnabas_tests::site::wait_for;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -199,6 +200,31 @@ impl Worker {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_topic_that_several_make_at_once_is_one() {
+    const TOPICS: usize = 300;
+    const MAKERS: usize = 8;
+    let folder = TempDir::new().expect("a folder");
+    let log = Log::open_embedded(EmbeddedSettings::new(folder.path())).await;
+    let log = log.expect("a log");
+    for number in 0..TOPICS {
+        let mut making = JoinSet::new();
+        for _ in 0..MAKERS {
+            let (log, name) = (log.clone(), format!("t-{number}"));
+            making.spawn(async move {
+                apply(&log, &TopicSpec::new(&name, 1)).await;
+                let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
+                let appended = producer.append(ProducerRecord::to(name).value("v")).await;
+                appended.expect("appended").offset
+            });
+        }
+        let mut offsets = timeout(SOON, making.join_all()).await.expect("in time");
+        offsets.sort_unstable();
+        assert_eq!(offsets, (0..MAKERS as i64).collect::<Vec<_>>());
+    }
+    log.close().await;
+}
+
 // --- the cleaner ------------------------------------------------------------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread")]
@@ -221,7 +247,7 @@ async fn compaction_leaves_the_last_of_each_key_at_its_offset_and_readers_in_the
             let value = format!("{number} {}", "x".repeat(200));
             transaction.send(record.value(value)).await.expect("sent");
         }
-        // A tombstone is kept for a day, so that readers see it, and what it deletes is gone with the first compaction.
+        // What tombstones delete is gone with the first compaction. They are kept for a day from then on, whenever they were written.
         for (key, at_ms) in [("recent", now_ms()), ("old", old_ms)] {
             let value = ProducerRecord::to("t").key(key).value("deleted below");
             let mut tombstone = ProducerRecord::to("t").key(key);
@@ -236,6 +262,7 @@ async fn compaction_leaves_the_last_of_each_key_at_its_offset_and_readers_in_the
         expected.insert(format!("k{key}"), end - 4 - KEYS + key);
     }
     expected.insert("recent".to_owned(), end - 3);
+    expected.insert("old".to_owned(), end - 1);
 
     // The reader is in the middle of it when compaction begins.
     assert_eq!(reader.assign(0, StartAt::Start).await.expect("assigned"), 0);
@@ -253,8 +280,8 @@ async fn compaction_leaves_the_last_of_each_key_at_its_offset_and_readers_in_the
     assert_eq!(left, expected);
     assert_eq!(
         count(folder.path(), "blobs"),
-        expected.len() - 1,
-        "values go with their records; a tombstone has none"
+        expected.len() - 2,
+        "values go with their records; tombstones have none"
     );
     loop {
         let batch = next_batch(&mut reader).await;
@@ -264,25 +291,38 @@ async fn compaction_leaves_the_last_of_each_key_at_its_offset_and_readers_in_the
             break;
         }
     }
-    seen.remove("old");
     assert_eq!(seen, expected, "the reader knows the last of each key");
     // Offsets are never used again, and the end stays, also when the log is opened anew.
     log.close().await;
-    let log = Log::open_embedded(EmbeddedSettings::new(folder.path()))
-        .await
-        .expect("a closed log can be opened, whoever still has a handle");
+    // It is as if a day had passed.
+    let file = Connection::open(folder.path().join("log.sqlite")).expect("the file is there");
+    let a_day_ago = "UPDATE partitions SET settled_ms = settled_ms - 24 * 60 * 60 * 1000";
+    file.execute(a_day_ago, []).expect("nobody else writes");
+    drop(file);
+    let log = open_again_with_busy_cleaner(&folder).await;
     let partition = TopicPartition::new("t", 0);
     assert_eq!(log.offset(&partition, StartAt::Start).await.expect("a start"), 0);
     let producer = log.producer(ProducerSettings::default()).await.expect("a producer");
     let next = ProducerRecord::to("t").key("next");
     assert_eq!(producer.append(next).await.expect("appended").offset, end);
+    // The new one, a tombstone too, stays.
+    wait_for("tombstones to go", SOON, || {
+        count(folder.path(), "records") == expected.len() - 1
+    })
+    .await;
+    let left = read_embedded(folder.path(), "t");
+    let left: Vec<String> = left.iter().map(|record| record.key_text()).collect();
+    assert!(
+        left.iter().all(|key| !["old", "recent"].contains(&key.as_str())),
+        "{left:?}"
+    );
     log.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_moves_the_start_and_whoever_it_overtakes_is_told() {
-    // More than a reader reads ahead, and whole segments of the time index.
-    const OLD: i64 = 60 * 1024;
+    // More than a reader reads ahead, and the last segment of the time index is not all old.
+    const OLD: i64 = 60 * 1024 + 7;
     let (folder, log) = open_with_busy_cleaner().await;
     let mut spec = TopicSpec::new("t", 1);
     spec.retention = None;
@@ -405,10 +445,15 @@ async fn small_appends_go_on_beside_a_large_transaction_that_is_seen_whole_or_no
 
 async fn open_with_busy_cleaner() -> (TempDir, Log) {
     let folder = TempDir::new().expect("a folder");
+    let log = open_again_with_busy_cleaner(&folder).await;
+    (folder, log)
+}
+
+async fn open_again_with_busy_cleaner(folder: &TempDir) -> Log {
     let mut settings = EmbeddedSettings::new(folder.path());
     settings.cleanup_interval = Duration::from_millis(20);
-    let log = Log::open_embedded(settings).await.expect("a log");
-    (folder, log)
+    let log = Log::open_embedded(settings).await;
+    log.expect("a closed log can be opened, whoever still has a handle")
 }
 
 async fn apply(log: &Log, spec: &TopicSpec) {

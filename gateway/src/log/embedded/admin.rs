@@ -130,8 +130,10 @@ impl EmbeddedLog {
         Ok(groups.into_iter().map(describe).collect())
     }
 
-    /// Makes memory say what the file says of a topic.
+    /// Makes memory say what the file says of a topic. One at a time: a partition has one place in memory, and who read the file first
+    /// must not have the last word.
     async fn reload(&self, topic: String) -> Result<()> {
+        let _alone = self.0.reloading.lock().await;
         let log = self.clone();
         self.read_pool()
             .run(move |connection| log.0.catalog.reload(connection, &topic))

@@ -10,12 +10,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 use tokio_util::sync::CancellationToken;
 
 use super::catalog::{Partition, Topic};
 use super::schema::{SEGMENT_OFFSETS, offset_of, row_id};
-use super::{EmbeddedLog, WeakLog, now_ms};
+use super::{EmbeddedLog, WeakLog, now_ms, offset_at_time};
 use crate::log::{CleanupPolicy, Error, Result};
 
 /// Records deleted in one SQLite transaction.
@@ -24,7 +24,8 @@ const STEP_RECORDS: i64 = 500;
 const KEYS_IN_MEMORY: usize = 500_000;
 /// Records read at a time when keys are looked at.
 const KEYS_READ: i64 = 10_000;
-/// How long a tombstone is kept, so that readers see it (Kafka's `delete.retention.ms`).
+/// How long a tombstone is kept at least, counted from when what it deletes was removed: so that who has read that sees it (Kafka's
+/// `delete.retention.ms`).
 const TOMBSTONE_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Runs until the log closes or is dropped.
@@ -61,17 +62,15 @@ async fn clean(log: &EmbeddedLog, topic: &Topic) -> Result<()> {
     Ok(())
 }
 
-/// Deletes the segments whose newest record is older than retention.
+/// Deletes what is older than retention, up to the first record that is not. Where little is written it goes as soon as elsewhere: what
+/// is to be kept for longer than something else, is.
 async fn expire(log: &EmbeddedLog, partition: &Arc<Partition>, retention: Duration) -> Result<()> {
-    let (row, end) = (partition.row, partition.end());
+    let (row, start, end) = (partition.row, partition.start(), partition.end());
     let cutoff_ms = now_ms().saturating_sub(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
-    let kept = log.read_pool().run(move |connection| {
-        let mut select = connection
-            .prepare_cached("SELECT min(segment) FROM segments WHERE partition = ?1 AND max_timestamp_ms >= ?2")?;
-        Ok(select.query_row(params![row, cutoff_ms], |row| row.get::<_, Option<i64>>(0))?)
-    });
-    let before = kept.await?.map_or(end, |segment| segment * SEGMENT_OFFSETS);
-    delete_before(log, partition, before.min(end)).await
+    let kept = log
+        .read_pool()
+        .run(move |connection| offset_at_time(connection, row, start, end, cutoff_ms));
+    delete_before(log, partition, kept.await?).await
 }
 
 /// Moves the start of a partition, then deletes what lies before it.
@@ -139,7 +138,13 @@ async fn compact(log: &EmbeddedLog, partition: &Arc<Partition>) -> Result<()> {
         newest.extend(keys.records.into_iter().map(|record| (record.key, record.offset)));
     }
     let noted = from;
-    let tombstones_before_ms = now_ms() - TOMBSTONE_RETENTION.as_millis() as i64;
+    let row = partition.row;
+    let settled = log.read_pool().run(move |connection| {
+        let select = "SELECT settled_offset, settled_ms FROM partitions WHERE id = ?1";
+        Ok(connection.query_row(select, [row], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?)
+    });
+    let (settled, settled_ms) = settled.await?;
+    let is_seen = settled_ms <= now_ms() - TOMBSTONE_RETENTION.as_millis() as i64;
     let (mut from, mut left) = (start, 0);
     while from < noted {
         let keys = read_keys(log, partition, from, noted).await?;
@@ -147,7 +152,7 @@ async fn compact(log: &EmbeddedLog, partition: &Arc<Partition>) -> Result<()> {
         left += keys.records.len();
         let old = keys.records.into_iter().filter(|record| {
             newest.get(&record.key).is_some_and(|newest| *newest > record.offset)
-                || record.is_tombstone && record.timestamp_ms < tombstones_before_ms
+                || is_seen && record.is_tombstone && record.offset < settled
         });
         let ids: Vec<i64> = old.map(|record| row_id(partition.row, record.offset)).collect();
         left -= ids.len();
@@ -155,9 +160,13 @@ async fn compact(log: &EmbeddedLog, partition: &Arc<Partition>) -> Result<()> {
             log.write(move |connection| delete_ids(connection, &step)).await?;
         }
     }
-    let row = partition.row;
+    let now_ms = now_ms();
     log.write(move |connection| {
         connection.execute("UPDATE partitions SET cleaned_offset = ?2 WHERE id = ?1", [row, noted])?;
+        if is_seen {
+            let update = "UPDATE partitions SET settled_offset = ?2, settled_ms = ?3 WHERE id = ?1";
+            connection.execute(update, [row, noted, now_ms])?;
+        }
         Ok(())
     })
     .await?;
@@ -176,7 +185,6 @@ struct Keys {
 struct KeyedRecord {
     offset: i64,
     key: Bytes,
-    timestamp_ms: i64,
     is_tombstone: bool,
 }
 
@@ -184,15 +192,14 @@ async fn read_keys(log: &EmbeddedLog, partition: &Partition, from: i64, before: 
     let row = partition.row;
     let read = log.read_pool().run(move |connection| {
         let mut select = connection.prepare_cached(
-            "SELECT id, key, timestamp_ms, value IS NULL AND blob IS NULL FROM records
+            "SELECT id, key, value IS NULL AND blob IS NULL FROM records
              WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3",
         )?;
         let records = select.query_map([row_id(row, from), row_id(row, before), KEYS_READ], |row| {
             Ok(KeyedRecord {
                 offset: offset_of(row.get(0)?),
                 key: row.get::<_, Option<Vec<u8>>>(1)?.unwrap_or_default().into(),
-                timestamp_ms: row.get(2)?,
-                is_tombstone: row.get(3)?,
+                is_tombstone: row.get(2)?,
             })
         })?;
         let records = records.collect::<rusqlite::Result<Vec<_>>>()?;

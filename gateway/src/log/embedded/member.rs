@@ -32,6 +32,10 @@ pub(super) fn start(log: EmbeddedLog, settings: GroupSettings) -> Result<GroupMe
     let group = settings.group.clone();
     let stopping = log.stopping().clone();
     let membership = Membership { log, settings, member };
+    let Membership { log, settings, .. } = &membership;
+    // Partitions that were added before the group knew of the member.
+    log.coordinator()
+        .subscribe(&settings.group, member, &settings.topics, subscribed(log, settings)?);
     let task = MemberTask {
         membership,
         commands: command_queue,

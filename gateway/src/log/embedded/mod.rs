@@ -64,8 +64,8 @@ struct Shared {
     writer: Mutex<Option<JoinHandle<()>>>,
     memory: Arc<Semaphore>,
     stopping: CancellationToken,
-    /// Held until the log is closed or its process ends: one process at a time.
-    lock: Mutex<Option<File>>,
+    /// Held while memory takes over what the file says of a topic.
+    reloading: tokio::sync::Mutex<()>,
 }
 
 /// A group member, as its offsets are committed in a transaction.
@@ -118,7 +118,7 @@ impl EmbeddedLog {
         let connection = schema::open_writer(&file, settings.durability)?;
         let catalog = Catalog::load(&connection)?;
         let coordinator = Arc::new(Coordinator::default());
-        let (writes, writer) = writer::start(connection, &file, settings.durability, coordinator.clone())?;
+        let (writes, writer) = writer::start(connection, &file, settings.durability, coordinator.clone(), lock)?;
         Ok(Self(Arc::new(Shared {
             catalog,
             coordinator,
@@ -127,7 +127,7 @@ impl EmbeddedLog {
             writer: Mutex::new(Some(writer)),
             memory: Arc::new(Semaphore::new(WAITING_KIB as usize)),
             stopping: CancellationToken::new(),
-            lock: Mutex::new(Some(lock)),
+            reloading: tokio::sync::Mutex::default(),
         })))
     }
 
@@ -175,8 +175,6 @@ impl EmbeddedLog {
         if let Ok(Err(_)) = tokio::task::spawn_blocking(|| writer.join()).await {
             tracing::error!("the embedded log's writer ended in a panic");
         }
-        // Nothing is written any more, whoever still has a handle: the next may open it.
-        *self.0.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn topic(&self, name: &str) -> Result<Arc<Topic>> {

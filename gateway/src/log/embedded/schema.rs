@@ -34,6 +34,9 @@ const TABLES: &str = "
         start_offset INTEGER NOT NULL,
         end_offset INTEGER NOT NULL,
         cleaned_offset INTEGER NOT NULL,
+        -- What tombstones before this offset delete was gone by this time.
+        settled_offset INTEGER NOT NULL DEFAULT 0,
+        settled_ms INTEGER NOT NULL DEFAULT 0,
         UNIQUE (topic, partition)
     );
     CREATE TABLE IF NOT EXISTS records (
@@ -72,6 +75,13 @@ const TABLES: &str = "
     DELETE FROM staged;
 ";
 
+/// Columns that older files lack.
+const ADDED_COLUMNS: [(&str, &str, &str); 3] = [
+    ("topics", "timestamps", "TEXT NOT NULL DEFAULT 'CreateTime'"),
+    ("partitions", "settled_offset", "INTEGER NOT NULL DEFAULT 0"),
+    ("partitions", "settled_ms", "INTEGER NOT NULL DEFAULT 0"),
+];
+
 /// The row id of the record at `offset`; of the partition's first with 0.
 pub(super) fn row_id(partition_id: i64, offset: i64) -> i64 {
     partition_id << OFFSET_BITS | offset
@@ -82,7 +92,7 @@ pub(super) fn offset_of(row_id: i64) -> i64 {
     row_id & ((1 << OFFSET_BITS) - 1)
 }
 
-/// The writer's connection. Makes the tables that are missing, and the column that files of before topics had timestamps lack.
+/// The writer's connection. Makes the tables that are missing, and the columns that older files lack.
 pub(super) fn open_writer(file: &Path, durability: Durability) -> Result<Connection> {
     let connection = Connection::open(file)?;
     connection.pragma_update(None, "journal_mode", "wal")?;
@@ -92,9 +102,11 @@ pub(super) fn open_writer(file: &Path, durability: Durability) -> Result<Connect
     connection.pragma_update(None, "cache_size", -16_384)?;
     connection.set_prepared_statement_cache_capacity(32);
     connection.execute_batch(TABLES)?;
-    let has_timestamps = "SELECT count(*) FROM pragma_table_info('topics') WHERE name = 'timestamps'";
-    if connection.query_row(has_timestamps, [], |row| row.get::<_, i64>(0))? == 0 {
-        connection.execute_batch("ALTER TABLE topics ADD COLUMN timestamps TEXT NOT NULL DEFAULT 'CreateTime'")?;
+    for (table, column, definition) in ADDED_COLUMNS {
+        let is_there = "SELECT count(*) FROM pragma_table_info(?1) WHERE name = ?2";
+        if connection.query_row(is_there, [table, column], |row| row.get::<_, i64>(0))? == 0 {
+            connection.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} {definition}"))?;
+        }
     }
     Ok(connection)
 }

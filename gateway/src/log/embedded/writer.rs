@@ -4,6 +4,7 @@
 //! Invariant: memory (ends of partitions, answers) changes only after the file has.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -110,12 +111,14 @@ impl Row {
     }
 }
 
-/// Starts the writer and its checkpointer on an open connection.
+/// Starts the writer and its checkpointer on an open connection. The lock is held until nothing is written any more, whoever has a handle:
+/// one process at a time.
 pub(super) fn start(
     connection: Connection,
     file: &Path,
     durability: Durability,
     coordinator: Arc<Coordinator>,
+    lock: File,
 ) -> Result<(mpsc::Sender<Write>, thread::JoinHandle<()>)> {
     let checkpoints = schema::open_checkpointer(file, durability)?;
     let (sender, receiver) = mpsc::channel(WAITING_WRITES);
@@ -141,7 +144,10 @@ pub(super) fn start(
     };
     let thread = thread::Builder::new()
         .name("log-writer".to_owned())
-        .spawn(move || writer.run(receiver))
+        .spawn(move || {
+            writer.run(receiver);
+            drop(lock);
+        })
         .map_err(io)?;
     Ok((sender, thread))
 }
