@@ -6,7 +6,7 @@ use std::any::Any;
 use std::error::Error as _;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -160,14 +160,23 @@ pub(super) struct Handled {
 
 /// The handler of a consumer, whichever kind it is.
 pub(super) trait AnyHandler: Send + Sync + 'static {
-    /// Handles records from the first on, until one fails or `go_on` says no. `attempt` is that of the first.
+    /// Handles records from the first on, until one fails, or the run is stopped or its turn over.
     fn handle<'a>(
         &'a self,
         partition: TopicPartition,
         records: &'a [Record],
         attempts: Attempts,
-        go_on: &'a (dyn Fn() -> bool + Send + Sync),
+        turn: Turn<'a>,
     ) -> BoxFuture<'a, Handled>;
+}
+
+/// How long a handler goes on with a run.
+#[derive(Clone, Copy)]
+pub(super) struct Turn<'a> {
+    /// Whether the run is wanted; false: its partition leaves.
+    pub(super) is_wanted: &'a (dyn Fn() -> bool + Send + Sync),
+    /// Behind it nothing further is begun.
+    pub(super) until: Instant,
 }
 
 /// Which attempts at its records a handler is given.
@@ -191,13 +200,13 @@ impl<H: Handler> AnyHandler for Each<H> {
         partition: TopicPartition,
         records: &'a [Record],
         attempts: Attempts,
-        go_on: &'a (dyn Fn() -> bool + Send + Sync),
+        turn: Turn<'a>,
     ) -> BoxFuture<'a, Handled> {
         let handle = async move {
             let mut context = Context::new(partition);
             let mut handled = Handled::default();
             for (index, record) in records.iter().enumerate() {
-                if !go_on() {
+                if !(turn.is_wanted)() || Instant::now() >= turn.until {
                     break;
                 }
                 context.attempt = if index == 0 { attempts.first } else { attempts.others };
@@ -233,16 +242,16 @@ impl<H: BatchHandler> AnyHandler for Batches<H> {
         partition: TopicPartition,
         records: &'a [Record],
         attempts: Attempts,
-        go_on: &'a (dyn Fn() -> bool + Send + Sync),
+        turn: Turn<'a>,
     ) -> BoxFuture<'a, Handled> {
         let handle = async move {
             let mut handled = Handled::default();
-            if !go_on() {
-                return handled;
-            }
             let mut records = records;
             // Each further call is for the first ones of the same batch, however long it takes.
             while !records.is_empty() {
+                if !(turn.is_wanted)() {
+                    return Handled::default();
+                }
                 let mut context = Context::new(partition.clone());
                 context.attempt = attempts.first;
                 let ended = guarded(self.timeout, async { self.handler.handle(&mut context, records).await });
@@ -332,4 +341,55 @@ fn with_causes(error: &HandlerError) -> String {
         cause = next.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::log::Headers;
+
+    struct Panics(AtomicUsize);
+
+    impl BatchHandler for Panics {
+        async fn handle(&self, _: &mut Context, _: &[Record]) -> Result<(), BatchError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            panic!("whose fault it is is not said");
+        }
+    }
+
+    /// So many calls for a batch of eight whose partition leaves after so many, and whether a record is blamed.
+    async fn calls(wanted: usize) -> (usize, bool) {
+        let batches = Batches {
+            handler: Panics(AtomicUsize::new(0)),
+            timeout: None,
+        };
+        let record = |offset| Record {
+            offset,
+            timestamp_ms: 0,
+            key: None,
+            value: None,
+            headers: Headers::new(),
+        };
+        let records: Vec<_> = (0..8).map(record).collect();
+        let calls = || batches.handler.0.load(Ordering::Relaxed);
+        let turn = Turn {
+            is_wanted: &|| calls() < wanted,
+            until: Instant::now(),
+        };
+        let attempts = Attempts { first: 1, others: 1 };
+        let handled = batches
+            .handle(TopicPartition::new("t", 0), &records, attempts, turn)
+            .await;
+        assert_eq!(handled.done, 0);
+        (calls(), handled.failure.is_some())
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_halved_to_find_its_record_and_left_when_its_partition_leaves() {
+        assert_eq!(calls(usize::MAX).await, (4, true));
+        assert_eq!(calls(2).await, (2, false));
+        assert_eq!(calls(0).await, (0, false));
+    }
 }

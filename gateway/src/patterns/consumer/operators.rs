@@ -40,7 +40,11 @@ pub(super) struct Operators {
     owner: String,
     producer: Producer,
     blocked: Reader,
+    /// It has to be read from its start again.
+    blocked_is_overtaken: bool,
     control: Reader,
+    /// As of the blocked topic.
+    control_is_overtaken: bool,
     /// What the blocked topic says of each place, and when that was written by the log's clock; `None`: it is on its way there.
     table: HashMap<String, (Blocked, Option<i64>)>,
     /// That of the blocked topic.
@@ -78,7 +82,9 @@ impl Operators {
             owner: Uuid::now_v7().to_string(),
             producer,
             blocked,
+            blocked_is_overtaken: false,
             control,
+            control_is_overtaken: false,
             table: HashMap::new(),
             clock,
             position,
@@ -95,6 +101,16 @@ impl Operators {
             if let Some((id, command)) = self.commands.pop_front() {
                 return Ok(Told::Command(id, command));
             }
+            // Until it has succeeded: nothing comes from a reader that is put nowhere.
+            for (reader, is_overtaken) in [
+                (&mut self.blocked, &mut self.blocked_is_overtaken),
+                (&mut self.control, &mut self.control_is_overtaken),
+            ] {
+                if *is_overtaken {
+                    reader.assign(0, StartAt::Start).await?;
+                    *is_overtaken = false;
+                }
+            }
             tokio::select! {
                 batch = self.blocked.next() => match batch {
                     Ok(batch) => {
@@ -105,9 +121,7 @@ impl Operators {
                         return Ok(Told::Table);
                     }
                     // Compaction has taken what stood there: what is kept is read anew.
-                    Err(log::Error::OffsetOutOfRange { .. }) => {
-                        self.blocked.assign(0, StartAt::Start).await?;
-                    }
+                    Err(log::Error::OffsetOutOfRange { .. }) => self.blocked_is_overtaken = true,
                     Err(error) => return Err(error),
                 },
                 batch = self.control.next() => match batch {
@@ -118,9 +132,7 @@ impl Operators {
                         });
                         self.commands.extend(commands);
                     }
-                    Err(log::Error::OffsetOutOfRange { .. }) => {
-                        self.control.assign(0, StartAt::Start).await?;
-                    }
+                    Err(log::Error::OffsetOutOfRange { .. }) => self.control_is_overtaken = true,
                     Err(error) => return Err(error),
                 },
             }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::task::coop::consume_budget;
 
-use super::handler::{AnyHandler, Failure, FailureKind, Handled};
+use super::handler::{AnyHandler, Failure, FailureKind, Handled, Turn};
 use super::partition::{Ended, Run};
 use crate::log::{Producer, TopicPartition};
 
@@ -140,11 +140,13 @@ async fn work(shared: Arc<Shared>) {
 }
 
 async fn handle(shared: &Shared, run: Run) -> Ended {
-    let until = Instant::now() + TURN;
-    let go_on = || run.may_go_on() && Instant::now() < until;
+    let turn = Turn {
+        is_wanted: &|| run.may_go_on(),
+        until: Instant::now() + TURN,
+    };
     let handled = shared
         .handler
-        .handle(run.partition.clone(), &run.records, run.attempts, &go_on);
+        .handle(run.partition.clone(), &run.records, run.attempts, turn);
     let mut handled = handled.await;
     if let (Some(producer), false) = (&shared.producer, handled.sent.is_empty()) {
         let sent = std::mem::take(&mut handled.sent);

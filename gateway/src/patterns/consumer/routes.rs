@@ -4,13 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
-
 use crate::log::{self, CleanupPolicy, Log, Timestamps, TopicDescription};
 use crate::patterns::dead_letter::{marks_topic, redrive_topic};
 use crate::patterns::hop::Hop;
 use crate::patterns::retry::{BackOff, RetryPolicy};
-use crate::patterns::{Error, LOOK_EVERY, MISSED_LOOKS, control};
+use crate::patterns::{Error, control};
 
 /// What a consumer consumes, and what becomes of failures there.
 #[derive(Debug)]
@@ -43,17 +41,6 @@ impl Routes {
     /// [`Error::RetentionTooShort`] for one that would forget a record before its next attempt, [`Error::WritersTimes`] for a retry
     /// topic, or that of what stands still, that does not stamp records itself.
     pub(super) async fn new(log: &Log, group: &str, topics: &[String], retry: &RetryPolicy) -> Result<Self, Error> {
-        let mut looks = 0;
-        loop {
-            match Self::look(log, group, topics, retry).await {
-                Err(Error::MissingTopics(_)) if looks < MISSED_LOOKS => looks += 1,
-                looked => return looked,
-            }
-            sleep(LOOK_EVERY).await;
-        }
-    }
-
-    async fn look(log: &Log, group: &str, topics: &[String], retry: &RetryPolicy) -> Result<Self, Error> {
         let mut missing = Vec::new();
         for spec in [control::blocked_spec(group), control::control_spec(group)] {
             let found = described(log, &spec.name, &mut missing).await?;

@@ -33,7 +33,7 @@ use crate::log::{
 use crate::patterns::control::{Action, BlockedState, Command};
 use crate::patterns::hop::Why;
 use crate::patterns::retry::clock_record;
-use crate::patterns::{Error, now_ms};
+use crate::patterns::{Error, LOOK_EVERY, MISSED_LOOKS, now_ms};
 
 /// Runs that wait for a worker at most; the others wait in their partitions.
 const WAITING_RUNS: usize = 1000;
@@ -53,14 +53,22 @@ pub(super) async fn start(
     settings: Arc<ConsumerBuilder>,
     handler: Box<dyn AnyHandler>,
 ) -> Result<ConsumerHandle, Error> {
-    let topics = settings.subscription.names(&log).await?;
-    let routes = Routes::new(&log, &settings.group, &topics, &settings.retry).await?;
-    let producer = log.producer(ProducerSettings::default()).await?;
-    let operators = Operators::new(&log, &settings.group, producer.clone()).await?;
-    let committer = Committer::new(&log, &settings).await?;
-    // The runner lets go by itself; this is for one that hangs.
-    let release_timeout = settings.drain_timeout + 2 * COMMIT_PATIENCE;
-    let members = Members::join(&log, &settings, &routes, release_timeout).await?;
+    let mut looks = 0;
+    let Joined {
+        routes,
+        producer,
+        operators,
+        committer,
+        members,
+    } = loop {
+        match join(&log, &settings).await {
+            Err(Error::MissingTopics(_) | Error::Log(log::Error::UnknownTopic(_))) if looks < MISSED_LOOKS => {
+                looks += 1
+            }
+            joined => break joined?,
+        }
+        sleep(LOOK_EVERY).await;
+    };
     let (requests, asked) = mpsc::channel(WAITING_REQUESTS);
     let stopping = CancellationToken::new();
     let for_handlers = (!committer.is_transactional()).then(|| producer.clone());
@@ -85,6 +93,33 @@ pub(super) async fn start(
     runner.look_for_topics();
     let runner = tokio::spawn(runner.run(asked));
     Ok(ConsumerHandle::new(log, requests, stopping, runner))
+}
+
+/// What a consumer needs of the log.
+struct Joined {
+    routes: Routes,
+    producer: Producer,
+    operators: Operators,
+    committer: Committer,
+    members: Members,
+}
+
+async fn join(log: &Log, settings: &ConsumerBuilder) -> Result<Joined, Error> {
+    let topics = settings.subscription.names(log).await?;
+    let routes = Routes::new(log, &settings.group, &topics, &settings.retry).await?;
+    let producer = log.producer(ProducerSettings::default()).await?;
+    let operators = Operators::new(log, &settings.group, producer.clone()).await?;
+    let committer = Committer::new(log, settings).await?;
+    // The runner lets go by itself; this is for one that hangs.
+    let release_timeout = settings.drain_timeout + 2 * COMMIT_PATIENCE;
+    let members = Members::join(log, settings, &routes, release_timeout).await?;
+    Ok(Joined {
+        routes,
+        producer,
+        operators,
+        committer,
+        members,
+    })
 }
 
 struct Runner {
