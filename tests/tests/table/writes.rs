@@ -1,6 +1,7 @@
 //! Writing: what was written can be read, and what is checked is never overtaken.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use barnabas::log::TopicSpec;
 use barnabas::patterns::table::{Error, Revision, TableSettings};
@@ -20,6 +21,7 @@ on_both_logs!(
     conditions_need_a_checked_table,
     a_write_that_the_log_refuses_is_nobody_elses_trouble,
     a_checked_table_does_not_write_when_keys_have_moved,
+    a_write_whose_lane_is_taken_again_and_again_fails_in_time,
 );
 
 async fn who_waits_for_a_write_reads_it_ten_thousand_times_from_two_processes(engine: Engine) {
@@ -258,4 +260,39 @@ async fn a_checked_table_does_not_write_when_keys_have_moved(engine: Engine) {
         .await
         .expect("updated");
     assert_eq!(held(&bench.open().await)["key"], 3);
+}
+
+async fn a_write_whose_lane_is_taken_again_and_again_fails_in_time(engine: Engine) {
+    let bench = Bench::new(engine, 1).await;
+    let settings = TableSettings {
+        write_timeout: Duration::from_millis(500),
+        ..bench.settings().checked()
+    };
+    let table = bench.open_with(settings).await;
+    let mut taking = JoinSet::new();
+    for _ in 0..4 {
+        let (log, lane) = (bench.another_log().await, format!("{}.table-0", bench.topic));
+        taking.spawn(async move {
+            loop {
+                // They take it from each other too.
+                drop(log.transactional_producer(&lane).await);
+            }
+        });
+    }
+    // Some are made in between.
+    let refused = async {
+        loop {
+            if let Err(error) = table.put(&"key".to_owned(), &1).await {
+                return error;
+            }
+        }
+    };
+    let refused = within("a refusal", refused).await;
+    assert!(matches!(refused, Error::Log(_)), "{refused}");
+    taking.shutdown().await;
+    within("written", async {
+        while table.put(&"key".to_owned(), &2).await.is_err() {}
+    })
+    .await;
+    assert_eq!(bench.expected()["key"], 2);
 }

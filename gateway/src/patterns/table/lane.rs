@@ -322,6 +322,7 @@ impl<K: Key, V: Send + Sync + 'static> Lane<K, V> {
             log::Error::Fenced(_) => {
                 self.rest().await;
                 self.resolve(begun, Unseen::Fenced).await;
+                self.refuse_late(&error.into());
             }
             log::Error::Aborted(_) => {
                 self.begin_again(begun);
@@ -346,6 +347,7 @@ impl<K: Key, V: Send + Sync + 'static> Lane<K, V> {
             error => {
                 tracing::warn!(partition = %self.partition, %error, "what became of a transaction has to be read");
                 self.resolve(begun, Unseen::Read).await;
+                self.refuse_late(&error.into());
             }
         }
     }
