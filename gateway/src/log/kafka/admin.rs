@@ -385,19 +385,19 @@ impl KafkaLog {
         blocking(move || admin_request::alter_topic(log.0.admin.inner(), &name, setting, &to, within))
             .await?
             .map_err(|error| attempt.error(&error))?;
-        self.forget_topic(topic);
-        // A broker may answer with the setting of before for a moment.
+        // A broker may answer with the setting of before for a moment, or not at all.
         let deadline = Instant::now() + within;
         loop {
-            let settings = self.topic_settings(topic, within).await?;
-            if settings.get(setting).and_then(|entry| entry.value.as_deref()) == Some(value) {
-                return Ok(());
+            let rest = deadline.saturating_duration_since(Instant::now());
+            match self.topic_settings(topic, rest.min(ONE_TRY)).await {
+                Ok(settings) if settings.get(setting).and_then(|entry| entry.value.as_deref()) == Some(value) => break,
+                Err(error) if !error.is_retriable() && !matches!(error, Error::UnknownTopic(_)) => return Err(error),
+                Ok(_) | Err(_) if rest.is_zero() => return Err(attempt.code(RDKafkaErrorCode::OperationTimedOut)),
+                Ok(_) | Err(_) => tokio::time::sleep(PROPAGATION_STEP).await,
             }
-            if Instant::now() >= deadline {
-                return Err(attempt.code(RDKafkaErrorCode::OperationTimedOut));
-            }
-            tokio::time::sleep(PROPAGATION_STEP).await;
         }
+        self.forget_topic(topic);
+        Ok(())
     }
 
     /// Waits until the brokers agree that a topic is as `done` wants it; it is given the number of partitions, 0 while

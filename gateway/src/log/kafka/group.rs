@@ -148,7 +148,6 @@ struct MemberThread {
 
 struct Commit {
     offsets: Vec<(TopicPartition, CommittedOffset)>,
-    departures: u64,
     reply: oneshot::Sender<Result<()>>,
 }
 
@@ -431,6 +430,10 @@ impl MemberThread {
         self.owned.retain(|owned| !partitions.contains(&owned.buffer.partition));
         if !lost.is_empty() {
             self.departures += 1;
+            for Commit { reply, .. } in std::mem::take(&mut self.commits) {
+                // Who has dropped the answer does not want to know.
+                let _ = reply.send(Err(self.unknown_member()));
+            }
             self.waiting.push_back(Ok(MemberEvent::Lost(lost)));
         }
     }
@@ -512,11 +515,12 @@ impl MemberThread {
                 departures,
                 reply,
             } => {
-                self.commits.push_back(Commit {
-                    offsets,
-                    departures,
-                    reply,
-                });
+                // What has gone may have come again: the offset is then of another assignment.
+                if departures != self.departures {
+                    let _ = reply.send(Err(self.unknown_member()));
+                    return;
+                }
+                self.commits.push_back(Commit { offsets, reply });
                 self.commit_next();
             }
             GroupCommand::Committed { partitions, reply } => {
@@ -565,17 +569,10 @@ impl MemberThread {
     /// Begins the next commit if none is under way. In a rebalance one can take a second, in which records flow on.
     fn commit_next(&mut self) {
         while !self.is_committing()
-            && let Some(commit) = self.commits.pop_front()
+            && let Some(Commit { offsets, reply }) = self.commits.pop_front()
         {
-            let Commit {
-                offsets,
-                departures,
-                reply,
-            } = commit;
             let is_owned = |of: &TopicPartition| self.owned.iter().any(|owned| owned.buffer.partition == *of);
-            // What has gone may have come again: the offset is then of another assignment.
-            let is_known = departures == self.departures;
-            if !is_known || !offsets.iter().all(|(partition, _)| is_owned(partition)) {
+            if !offsets.iter().all(|(partition, _)| is_owned(partition)) {
                 let _ = reply.send(Err(self.unknown_member()));
                 continue;
             }
