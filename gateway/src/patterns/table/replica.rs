@@ -21,11 +21,10 @@ use super::{Shared, lane};
 use crate::log::{
     self, Batch, CleanupPolicy, Reader, Record, StartAt, TopicDescription, TopicId, TopicPartition, partition_for_key,
 };
+use crate::patterns::MISSED_LOOKS;
 
 /// Before what failed in passing is tried again.
 const REST: Duration = Duration::from_millis(200);
-/// After so many looks in a row that did not find the topic it is gone. One is not enough: a broker that starts does not know it yet.
-const MISSED_LOOKS: u32 = 3;
 
 /// Assigns all partitions, then reads on in a task until `stopping`, or until the topic or the log is gone.
 pub(super) async fn start<K: Key, V: DeserializeOwned + Send + Sync + 'static>(
